@@ -1,0 +1,181 @@
+"""One HTTP exchange with the standard library, and the retries around it; knows nothing of Troupe's routes."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import ipaddress
+import json
+import random
+import re
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+TIMEOUT_SECONDS = 30.0
+CHUNK_BYTES = 1 << 18
+MAX_ANSWER_BYTES = 16 << 20
+# Everything that means "the other side or the way to it failed", never "the request was wrong".
+_NETWORK_ERRORS = (OSError, http.client.HTTPException)
+
+
+class TransportError(RuntimeError):
+    """A request that was answered with an error, or not at all (status None)."""
+
+    def __init__(self, status: int | None, code: str, detail: str) -> None:
+        super().__init__(detail if status is None else f"{detail} (HTTP {status}, {code})")
+        self.status = status
+        self.code = code
+        self.detail = detail
+
+    @property
+    def transient(self) -> bool:
+        """True where the same request may succeed a moment later."""
+        return self.status is None or self.status >= 500 or self.status in (408, 425, 429)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A body that is being read: the offset it starts at, and its chunks."""
+
+    start: int
+    chunks: Iterator[bytes]
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Redirects are not followed where a secret is sent: urllib would carry the header to the new host."""
+
+    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
+        return None
+
+
+def exchange(
+    method: str, url: str, headers: Mapping[str, str], body: bytes | Path | None = None, timeout: float = TIMEOUT_SECONDS
+) -> bytes:
+    """Send one request, answer the body of a 2xx. Raises TransportError for everything else."""
+    with contextlib.ExitStack() as stack:
+        sent = dict(headers)
+        data: Any = body
+        if isinstance(body, Path):
+            data = stack.enter_context(body.open("rb"))
+            sent["Content-Length"] = str(body.stat().st_size)
+        request = urllib.request.Request(url, data=data, headers=sent, method=method)
+        try:
+            response = stack.enter_context(_opener(url, _NoRedirect()).open(request, timeout=timeout))
+            answer: bytes = response.read(MAX_ANSWER_BYTES)
+            return answer
+        except urllib.error.HTTPError as error:
+            raise _problem(error) from error
+        except _NETWORK_ERRORS as error:
+            raise TransportError(None, "unreachable", f"{_origin(url)} did not answer: {_reason(error)}") from error
+
+
+@contextlib.contextmanager
+def open_stream(url: str, offset: int = 0, timeout: float = TIMEOUT_SECONDS) -> Iterator[Stream]:
+    """GET a (signed) URL from `offset` on; the server may answer from 0 instead. Raises TransportError, also midway."""
+    headers = {"Range": f"bytes={offset}-"} if offset else {}
+    request = urllib.request.Request(url, headers=headers)
+    try:
+        with _opener(url).open(request, timeout=timeout) as response:
+            yield Stream(_start_of(response), _chunks(response, url))
+    except urllib.error.HTTPError as error:
+        raise _problem(error) from error
+    except urllib.error.URLError as error:
+        raise TransportError(None, "unreachable", f"{_origin(url)} did not answer: {_reason(error)}") from error
+
+
+def retrying(
+    call: Callable[[], T],
+    pause: Callable[[float], None] = time.sleep,
+    attempts: int = 6,
+    base: float = 0.4,
+    cap: float = 8.0,
+) -> T:
+    """Call until it succeeds; after a transient TransportError wait up to base * 2^n seconds (full jitter), then again.
+
+    `pause(seconds)` waits; a host's pause raises when the prompt is interrupted.
+    """
+    for attempt in range(attempts):
+        try:
+            return call()
+        except TransportError as error:
+            if not error.transient or attempt == attempts - 1:
+                raise
+        ceiling = min(cap, base * 2**attempt)
+        pause(random.uniform(ceiling / 4, ceiling))
+    raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+def _opener(url: str, *handlers: urllib.request.BaseHandler) -> urllib.request.OpenerDirector:
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        # urllib would also read file: and ftp: addresses.
+        raise TransportError(400, "bad_url", f"not an http(s) address: {_origin(url)}")
+    if _is_loopback(parts.hostname):
+        # A proxy from the environment must not stand between two processes of one machine.
+        return urllib.request.build_opener(urllib.request.ProxyHandler({}), *handlers)
+    return urllib.request.build_opener(*handlers)
+
+
+def _is_loopback(hostname: str) -> bool:
+    if hostname == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(hostname).is_loopback
+    except ValueError:
+        return False
+
+
+def _start_of(response: http.client.HTTPResponse) -> int:
+    if response.status != 206:
+        return 0
+    stated = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
+    if stated is None:
+        raise TransportError(502, "bad_range", "the server answered a range request without Content-Range")
+    return int(stated[1])
+
+
+def _chunks(response: http.client.HTTPResponse, url: str) -> Iterator[bytes]:
+    while True:
+        try:
+            chunk = response.read(CHUNK_BYTES)
+        except _NETWORK_ERRORS as error:
+            raise TransportError(None, "cut_off", f"{_origin(url)} was cut off: {_reason(error)}") from error
+        if not chunk:
+            return
+        yield chunk
+
+
+def _problem(error: urllib.error.HTTPError) -> TransportError:
+    """The RFC 9457 document of an error answer where there is one, else its first line."""
+    with error:
+        try:
+            body = error.read(65536)
+        except _NETWORK_ERRORS:
+            body = b""
+    code, detail = "http_error", ""
+    try:
+        document = json.loads(body)
+        code = str(document.get("code") or code)
+        detail = str(document.get("detail") or document.get("title") or "")
+    except (ValueError, AttributeError):
+        detail = body.decode("utf-8", "replace").strip().split("\n", 1)[0][:200]
+    return TransportError(error.code, code, detail or str(error.reason))
+
+
+def _reason(error: BaseException) -> str:
+    inner = getattr(error, "reason", None) or error
+    return str(inner) or type(inner).__name__
+
+
+def _origin(url: str) -> str:
+    """Scheme and host only: the rest of a signed URL is a secret and must not reach a log."""
+    parts = urllib.parse.urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
