@@ -1,0 +1,1 @@
+"""HTTP: one file per noun, one route table, one error middleware."""

@@ -1,0 +1,1 @@
+"""Tables and all SQL, one file of plain functions per noun."""

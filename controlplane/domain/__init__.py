@@ -1,0 +1,1 @@
+"""Nouns and rules of the product, pure: no input, no output, no clock."""

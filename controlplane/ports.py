@@ -1,0 +1,126 @@
+"""Every port on one screen: what services ask of adapters."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO, Literal, Protocol
+
+
+class Clock(Protocol):
+    """Where time comes from."""
+
+    def now(self) -> float:
+        """Seconds since the epoch."""
+        ...
+
+
+@dataclass(frozen=True)
+class PodAddress:
+    """How to reach one pod. ``token`` is sent as a bearer token and never logged."""
+
+    pod_id: str
+    url: str
+    token: str = field(repr=False)
+    kind: str = "comfyui"
+
+
+@dataclass(frozen=True)
+class Work:
+    """One attempt: a bound graph for one pod. ``prompt_id`` and ``client_id`` are ours and stored before any call."""
+
+    prompt_id: str
+    client_id: str
+    pod: PodAddress
+    graph: Mapping[str, Any]
+    files: tuple[tuple[str, str], ...] = ()
+    """Input files to place on the pod first: (name in the graph, blob key)."""
+    output_nodes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Update:
+    """One thing learned about an attempt.
+
+    ``kind``: ``queued`` | ``running`` | ``progress`` (value/total of the whole graph, 0..1 in ``fraction``) |
+    ``succeeded`` (``outputs`` = ComfyUI's ui dict by node id) | ``failed`` (``error``) | ``interrupted`` |
+    ``lost`` (proven absent from queue and history, or the pod is gone).
+    """
+
+    kind: Literal["queued", "running", "progress", "succeeded", "failed", "interrupted", "lost"]
+    fraction: float | None = None
+    node: str | None = None
+    step: int | None = None
+    total_steps: int | None = None
+    outputs: Mapping[str, Any] = field(default_factory=dict)
+    error: Mapping[str, Any] | None = None
+
+
+class Provider(Protocol):
+    """Runs bound graphs on one kind of pod. All calls are idempotent by ``prompt_id``."""
+
+    async def start(self, work: Work) -> None:
+        """Upload input files and submit. Raises PodRefused (never ran) or PodUnreachable (may have been queued)."""
+        ...
+
+    def follow(self, work: Work) -> AsyncIterator[Update]:
+        """Yield updates until a final one; may be called anew by another process for the same prompt_id."""
+        ...
+
+    async def cancel(self, work: Work) -> bool:
+        """Delete it if pending, interrupt it if running; True when it is confirmed to be neither."""
+        ...
+
+    async def forget(self, work: Work) -> None:
+        """Drop the pod's own record after our transaction stored the outcome."""
+        ...
+
+    async def probe(self, pod: PodAddress) -> bool:
+        """Whether the pod answers at all."""
+        ...
+
+
+@dataclass(frozen=True)
+class BlobInfo:
+    """What a store knows of one blob."""
+
+    key: str
+    bytes: int
+    media_type: str
+    sha256: str | None = None
+
+
+class BlobStore(Protocol):
+    """Keeps immutable blobs under clean keys."""
+
+    async def put(self, key: str, data: bytes, media_type: str) -> BlobInfo:
+        """Store bytes; the same key again with the same bytes is fine."""
+        ...
+
+    async def put_file(self, key: str, source: BinaryIO, media_type: str) -> BlobInfo:
+        """Store a file object from its current position."""
+        ...
+
+    async def get(self, key: str) -> bytes:
+        """Read a whole blob; NotFound where there is none."""
+        ...
+
+    async def head(self, key: str) -> BlobInfo | None:
+        """What is known of a blob, None where there is none."""
+        ...
+
+    async def delete(self, key: str) -> bool:
+        """Delete for good; False where there was none."""
+        ...
+
+    def public_url(self, key: str) -> str:
+        """The clean URL of a public blob."""
+        ...
+
+    def signed_get_url(self, key: str, seconds: float) -> str:
+        """A URL that reads one blob for a while."""
+        ...
+
+    def signed_put(self, key: str, media_type: str, size: int, seconds: float) -> tuple[str, dict[str, str]]:
+        """A URL and the headers that store one blob of exactly this type and size (bytes) for a while."""
+        ...

@@ -1,0 +1,1 @@
+"""Adapters that run a bound graph somewhere, one file each."""

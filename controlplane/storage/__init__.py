@@ -1,0 +1,1 @@
+"""Adapters that keep blobs, one file each."""

@@ -1,0 +1,1 @@
+"""Workflow templates are data; binding values to them is a pure function."""
