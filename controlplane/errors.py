@@ -149,6 +149,12 @@ class DatasetRejected(Unprocessable):
     code = "dataset_rejected"
 
 
+class ContentRefused(Unprocessable):
+    """This content is not made here."""
+
+    code = "content_refused"
+
+
 class BaseMismatch(Unprocessable):
     """The template is made for another base model than the character's version."""
 
@@ -159,6 +165,12 @@ class UnknownProtocol(Unprocessable):
     """The pod speaks another protocol version; upgrade the older side."""
 
     code = "unknown_protocol"
+
+
+class InvalidTemplate(Unprocessable):
+    """The workflow template does not fit together."""
+
+    code = "invalid_template"
 
 
 class IdempotencyMismatch(Unprocessable):
