@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from controlplane.domain.recipes import Recipe
 from controlplane.errors import InvalidTemplate, NotFound, Unprocessable
 from controlplane.workflows import models as model_files
 from controlplane.workflows import template as template_files
-from controlplane.workflows.models import BaseModel, Recipe
+from controlplane.workflows.models import BaseModel
 from controlplane.workflows.template import Template
 
 PURPOSES = {"image": "image", "video": "video", "video_from_image": "video", "train": "train"}
@@ -93,6 +94,8 @@ class Catalog:
                     raise InvalidTemplate(f"models.yaml: {model.id} names {name!r} for {purpose}, which is not there.")
                 if template.kind != PURPOSES[purpose] or not template.fits(model.id):
                     raise InvalidTemplate(f"models.yaml: {name} cannot be the {purpose} template of {model.id}.")
+            if model.id in self.recipes and model.default_recipe not in self.recipes[model.id]:
+                raise InvalidTemplate(f"recipes.yaml: {model.id} has no recipe {model.default_recipe!r}, its default.")
         unknown = set(self.recipes) - set(self.models)
         if unknown:
             raise InvalidTemplate(f"recipes.yaml: there is no base model {', '.join(sorted(unknown))}.")

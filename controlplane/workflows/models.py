@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import pydantic
 import yaml
 
+from controlplane.domain.recipes import Recipe
 from controlplane.errors import InvalidTemplate
-from controlplane.workflows.graph import digest
 
 _NUMBER_AS_TEXT = re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
 
@@ -53,16 +52,6 @@ class BaseModel(pydantic.BaseModel):
     licence: str
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """Named, pinned training parameters of one base. ``digest`` is the sha256 of the parameters."""
-
-    base: str
-    name: str
-    params: Mapping[str, Any]
-    digest: str
-
-
 def load_models(path: Path) -> dict[str, BaseModel]:
     """Read models.yaml, a list of base models; InvalidTemplate says what is wrong with it."""
     raw = _yaml(path)
@@ -81,7 +70,7 @@ def load_models(path: Path) -> dict[str, BaseModel]:
 
 
 def load_recipes(path: Path) -> dict[str, dict[str, Recipe]]:
-    """Read recipes.yaml, ``{base: {recipe name: {parameter: value}}}``; no file means no recipes."""
+    """Read recipes.yaml, ``{base: {name: {params, title?, description?, estimate_seconds?}}}``; no file, no recipes."""
     if not path.is_file():
         return {}
     raw = _yaml(path)
@@ -93,14 +82,25 @@ def load_recipes(path: Path) -> dict[str, dict[str, Recipe]]:
     }
 
 
-def _recipe(path: Path, base: str, name: str, params: Any) -> Recipe:
+def _recipe(path: Path, base: str, name: str, raw: Any) -> Recipe:
+    params = raw.get("params") if isinstance(raw, Mapping) else None
     if not isinstance(params, Mapping) or not params:
         raise InvalidTemplate(f"{path.name}: recipe {base}/{name} has no parameters.")
+    unknown = set(raw) - {"params", "title", "description", "estimate_seconds"}
+    if unknown:
+        raise InvalidTemplate(f"{path.name}: recipe {base}/{name} has unknown {', '.join(sorted(unknown))}.")
     for key, value in params.items():
         # YAML 1.1 reads 1e-3 as text; a trainer would fail on it an hour later.
         if isinstance(value, str) and _NUMBER_AS_TEXT.match(value):
             raise InvalidTemplate(f"{path.name}: {base}/{name}/{key} reads as text; write {float(value):f} instead.")
-    return Recipe(base=base, name=name, params=dict(params), digest=digest(dict(params)))
+    return Recipe(
+        base=base,
+        name=name,
+        params=dict(params),
+        title=str(raw.get("title", name)),
+        description=str(raw.get("description", "")),
+        estimate_seconds=float(raw.get("estimate_seconds", 600.0)),
+    )
 
 
 def _yaml(path: Path) -> Any:

@@ -30,6 +30,10 @@ def names():
     return sorted(path.parent.name for path in FOLDER.glob("*/manifest.yaml"))
 
 
+def recipes(**steps):
+    return yaml.safe_dump({"sketch": {name: {"params": {"steps": count}} for name, count in steps.items()}})
+
+
 @pytest.mark.parametrize("name", names())
 def test_the_example_of_every_template_can_be_bound(catalog, name):
     bound = bind(catalog.template(name), json.loads((FOLDER / name / "example.json").read_text()))
@@ -79,24 +83,31 @@ def test_an_unknown_recipe_is_refused(catalog):
 
 
 def test_a_recipe_has_a_digest_of_its_parameters(folder):
-    (folder / "recipes.yaml").write_text(yaml.safe_dump({"sketch": {"fast": {"steps": 10}, "same": {"steps": 10}}}))
-    recipes = Catalog.load(folder).recipes["sketch"]
-    assert recipes["fast"].digest == recipes["same"].digest
+    (folder / "recipes.yaml").write_text(recipes(standard=10, fast=5))
+    before = Catalog.load(folder).recipe("sketch", "fast").digest
+    (folder / "recipes.yaml").write_text(recipes(standard=10, fast=6))
+    assert Catalog.load(folder).recipe("sketch", "fast").digest != before
 
 
 def test_the_default_recipe_is_the_base_models(folder):
-    (folder / "recipes.yaml").write_text(yaml.safe_dump({"sketch": {"fast": {"steps": 10}}}))
-    assert Catalog.load(folder).recipe("sketch").name == "fast"
+    (folder / "recipes.yaml").write_text(recipes(standard=10, fast=5))
+    assert Catalog.load(folder).recipe("sketch").name == "standard"
+
+
+def test_the_default_recipe_must_be_there(folder):
+    (folder / "recipes.yaml").write_text(recipes(fast=5))
+    with pytest.raises(InvalidTemplate, match="standard"):
+        Catalog.load(folder)
 
 
 def test_a_number_that_yaml_reads_as_text_is_refused(folder):
-    (folder / "recipes.yaml").write_text("sketch: {fast: {learning_rate: 1e-3}}\n")
+    (folder / "recipes.yaml").write_text("sketch: {fast: {params: {learning_rate: 1e-3}}}\n")
     with pytest.raises(InvalidTemplate, match="learning_rate"):
         Catalog.load(folder)
 
 
 def test_recipes_of_an_unknown_base_are_refused(folder):
-    (folder / "recipes.yaml").write_text("oil: {fast: {steps: 1}}\n")
+    (folder / "recipes.yaml").write_text("oil: {fast: {params: {steps: 1}}}\n")
     with pytest.raises(InvalidTemplate, match="oil"):
         Catalog.load(folder)
 
