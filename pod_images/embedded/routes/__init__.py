@@ -1,0 +1,1 @@
+"""The HTTP handlers of the embedded pod, one file per subject."""

@@ -1,0 +1,84 @@
+"""Handlers that describe the pod: /object_info, /system_stats, /models, /features, and the pod's own /troupe/state."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+from aiohttp import web
+
+from ..folders import MODEL_KINDS
+from ..keys import POD
+from ..pod import PROTOCOL_VERSION
+from ..sockets import FEATURES
+
+
+async def object_info(request: web.Request) -> web.Response:
+    registry = request.app[POD].registry
+    return web.json_response({name: registry.describe(name) for name in registry.classes})
+
+
+async def object_info_class(request: web.Request) -> web.Response:
+    registry = request.app[POD].registry
+    name = request.match_info["name"]
+    return web.json_response({name: registry.describe(name)} if name in registry.classes else {})
+
+
+def memory_bytes() -> tuple[int, int]:
+    """(all, free) main memory; zeros where the system does not say."""
+    try:
+        page = os.sysconf("SC_PAGE_SIZE")
+        return os.sysconf("SC_PHYS_PAGES") * page, os.sysconf("SC_AVPHYS_PAGES") * page
+    except (ValueError, OSError):  # macOS has no SC_AVPHYS_PAGES
+        return 0, 0
+
+
+async def system_stats(request: web.Request) -> web.Response:
+    import torch
+
+    total, free = memory_bytes()
+    system = {
+        "os": sys.platform,
+        "ram_total": total,
+        "ram_free": free,
+        "comfyui_version": PROTOCOL_VERSION,
+        "python_version": sys.version,
+        "pytorch_version": torch.__version__,
+        "embedded_python": False,
+        "argv": ["pod_images.embedded"],
+    }
+    device = {
+        "name": "cpu", "type": "cpu", "index": None, "vram_total": total, "vram_free": free,
+        "torch_vram_total": total, "torch_vram_free": free,
+    }  # fmt: skip
+    return web.json_response({"system": system, "devices": [device]})
+
+
+async def models(request: web.Request) -> web.Response:
+    return web.json_response(list(MODEL_KINDS))
+
+
+async def models_of_kind(request: web.Request) -> web.Response:
+    kind = request.match_info["kind"]
+    if kind not in MODEL_KINDS:
+        return web.Response(status=404)
+    return web.json_response(request.app[POD].folders.model_files(kind))
+
+
+async def features(request: web.Request) -> web.Response:
+    return web.json_response(FEATURES)
+
+
+async def state(request: web.Request) -> web.Response:
+    """Whether the prompt worker lives and what it does: what an agent asks a pod."""
+    pod = request.app[POD]
+    running, pending = pod.queue.snapshot()
+    body: dict[str, Any] = {
+        "worker_alive": pod.worker.alive(),
+        "running": running[0].prompt_id if running else None,
+        "pending": len(pending),
+        "draining": pod.draining.is_set(),
+        "engine": pod.engine,
+    }
+    return web.json_response(body)
