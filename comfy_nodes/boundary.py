@@ -1,4 +1,4 @@
-"""What may leave a node: ordinary exceptions and plain JSON, because anything else kills the host's worker or server."""
+"""What may leave a node: ordinary exceptions and plain JSON; anything else ends the host's worker or its process."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -87,6 +88,7 @@ class Host(Protocol):
 
 
 _host: Host | None = None
+_LOOK_EVERY_SECONDS = 0.25
 
 
 def set_host(host: Host | None) -> None:
@@ -105,3 +107,18 @@ def current_host() -> Host:
 
         _host = ComfyHost()
     return _host
+
+
+def pause(seconds: float) -> None:
+    """Wait, and raise the host's interrupt exception as soon as the prompt is interrupted; 0 only looks.
+
+    Only for the thread that executes the prompt: on ComfyUI raising clears the flag.
+    """
+    host = current_host()
+    until = time.monotonic() + seconds
+    while True:
+        host.raise_if_interrupted()
+        left = until - time.monotonic()
+        if left <= 0:
+            return
+        time.sleep(min(_LOOK_EVERY_SECONDS, left))

@@ -10,12 +10,12 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .lora_file import Header, read_header
+from .lora_file import Header, LoraFileError, read_header
 from .transport import Stream, TransportError, retrying
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 # Opens the file's body at an offset.
 Source = Callable[[int], AbstractContextManager[Stream]]
+# Waits some seconds (0: only looks) and raises when the prompt is interrupted.
 Pause = Callable[[float], None]
 
 DEFAULT_LIMIT_BYTES = 10 << 30
@@ -70,8 +71,16 @@ class LoraCache:
                 if not path.exists():
                     self._download(sha256, size, source, pause)
                 lora = self._load(sha256, path)
-            os.utime(self._path(sha256))
+            with suppress(FileNotFoundError):
+                os.utime(self._path(sha256))
             return lora
+
+    def discard(self, sha256: str) -> None:
+        """Forget a LoRA, in memory and on disk."""
+        with self._turn(sha256):
+            with self._lock:
+                self._resident.pop(sha256, None)
+            self._path(sha256).unlink(missing_ok=True)
 
     def digests(self) -> list[str]:
         """The digests of all files on disk, as a heartbeat tells them."""
@@ -119,11 +128,11 @@ class LoraCache:
         self._reserve(sha256, size)
         try:
             resumed = part.exists()
-            retrying(lambda: _continue_download(part, size, source), pause)
+            retrying(lambda: _continue_download(part, size, source, pause), pause)
             if resumed and _sha256_of(part) != sha256:
                 # What an earlier run left behind was bad: once more, from the start.
                 part.unlink()
-                retrying(lambda: _continue_download(part, size, source), pause)
+                retrying(lambda: _continue_download(part, size, source, pause), pause)
             self._keep(part, sha256)
         finally:
             with self._lock:
@@ -136,10 +145,7 @@ class LoraCache:
             if found != sha256:
                 raise LoraCacheError(f"the downloaded LoRA is not what was promised: sha256 {found}, wanted {sha256}")
             read_header(part)
-        except ValueError:
-            part.unlink(missing_ok=True)
-            raise
-        except LoraCacheError:
+        except (LoraCacheError, LoraFileError):
             part.unlink(missing_ok=True)
             raise
         part.replace(self._path(sha256))
@@ -151,7 +157,7 @@ class LoraCache:
         with self._lock:
             others = sum(self._reserved.values())
             victims = self._oldest_first(keep=set(self._turns) | {sha256})
-            while self._used() + others + size > self._limit or self._disk_free() < size:
+            while self._used(besides=sha256) + others + size > self._limit or self._disk_free() < size:
                 if not victims:
                     raise LoraCacheError(f"no space for a LoRA of {size} bytes: the rest of the cache is in use")
                 victim = victims.pop(0)
@@ -163,9 +169,10 @@ class LoraCache:
         files = [path for path in self._folder.iterdir() if path.stem not in keep]
         return sorted(files, key=lambda path: (path.suffix != ".part", path.stat().st_mtime, path.name))
 
-    def _used(self) -> int:
-        """Bytes on disk but for downloads in progress, whose whole size is reserved."""
-        return sum(path.stat().st_size for path in self._folder.iterdir() if path.stem not in self._reserved)
+    def _used(self, besides: str) -> int:
+        """Bytes on disk but for downloads, whose whole size is reserved."""
+        reserved = {besides, *self._reserved}
+        return sum(path.stat().st_size for path in self._folder.iterdir() if path.stem not in reserved)
 
     def _disk_free(self) -> int:
         return shutil.disk_usage(self._folder).free - DISK_MARGIN_BYTES - sum(self._reserved.values())
@@ -192,7 +199,7 @@ def cache_in(folder: Path) -> LoraCache:
         return _caches[key]
 
 
-def _continue_download(part: Path, size: int, source: Source) -> None:
+def _continue_download(part: Path, size: int, source: Source, pause: Pause) -> None:
     """Fetch what is missing of `part`; a body that ends early is a transient error, so that it is resumed."""
     have = part.stat().st_size if part.exists() else 0
     if have > size:
@@ -207,6 +214,7 @@ def _continue_download(part: Path, size: int, source: Source) -> None:
             file.truncate(stream.start)
             file.seek(stream.start)
             for chunk in stream.chunks:
+                pause(0.0)
                 if file.tell() + len(chunk) > size:
                     raise LoraCacheError(f"the server sends more than the {size} bytes it promised")
                 file.write(chunk)

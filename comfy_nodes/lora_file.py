@@ -54,15 +54,16 @@ def read_header(path: Path) -> Header:
     """Check and parse the header of a safetensors file; reads nothing else. Raises LoraFileError."""
     size = path.stat().st_size
     with path.open("rb") as file:
-        start = file.read(8)
+        start = file.read(9)
         _refuse_pickle(path, start)
-        if len(start) < 8:
+        if len(start) < 9:
             raise LoraFileError(f"{path.name} is truncated: {size} bytes")
-        (length,) = struct.unpack("<Q", start)
+        (length,) = struct.unpack("<Q", start[:8])
         if length > MAX_HEADER_BYTES:
             raise LoraFileError(f"{path.name} is not a safetensors file")
         if 8 + length > size:
             raise LoraFileError(f"{path.name} is truncated within its header")
+        file.seek(8)
         header = file.read(length)
     document = _json_object(path, header)
     metadata = document.pop("__metadata__", {})
@@ -74,9 +75,11 @@ def read_header(path: Path) -> Header:
 
 
 def _refuse_pickle(path: Path, start: bytes) -> None:
-    # A zip archive is what torch.save writes today, 0x80 + protocol what it wrote before: both can run code.
-    if start[:4] == b"PK\x03\x04" or start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
-        raise LoraFileError(f"{path.name} is a pickle, not a safetensors file: refused, because loading it could run code")
+    # A zip archive is what torch.save writes today, 0x80 + protocol what it wrote before: both can run code. The
+    # ninth byte tells a header that happens to have such a length.
+    pickled = start[:4] == b"PK\x03\x04" or start[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+    if pickled and start[8:9] != b"{":
+        raise LoraFileError(f"{path.name} is a pickle, not a safetensors file: refused, it could run code when loaded")
 
 
 def _json_object(path: Path, header: bytes) -> dict[str, Any]:

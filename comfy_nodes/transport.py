@@ -21,7 +21,6 @@ T = TypeVar("T")
 
 TIMEOUT_SECONDS = 30.0
 CHUNK_BYTES = 1 << 18
-MAX_ANSWER_BYTES = 16 << 20
 # Everything that means "the other side or the way to it failed", never "the request was wrong".
 _NETWORK_ERRORS = (OSError, http.client.HTTPException)
 
@@ -57,7 +56,11 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 def exchange(
-    method: str, url: str, headers: Mapping[str, str], body: bytes | Path | None = None, timeout: float = TIMEOUT_SECONDS
+    method: str,
+    url: str,
+    headers: Mapping[str, str],
+    body: bytes | Path | None = None,
+    timeout: float = TIMEOUT_SECONDS,
 ) -> bytes:
     """Send one request, answer the body of a 2xx. Raises TransportError for everything else."""
     with contextlib.ExitStack() as stack:
@@ -67,14 +70,8 @@ def exchange(
             data = stack.enter_context(body.open("rb"))
             sent["Content-Length"] = str(body.stat().st_size)
         request = urllib.request.Request(url, data=data, headers=sent, method=method)
-        try:
-            response = stack.enter_context(_opener(url, _NoRedirect()).open(request, timeout=timeout))
-            answer: bytes = response.read(MAX_ANSWER_BYTES)
-            return answer
-        except urllib.error.HTTPError as error:
-            raise _problem(error) from error
-        except _NETWORK_ERRORS as error:
-            raise TransportError(None, "unreachable", f"{_origin(url)} did not answer: {_reason(error)}") from error
+        response = stack.enter_context(_open(request, timeout, _NoRedirect()))
+        return b"".join(_chunks(response, url))
 
 
 @contextlib.contextmanager
@@ -82,13 +79,8 @@ def open_stream(url: str, offset: int = 0, timeout: float = TIMEOUT_SECONDS) -> 
     """GET a (signed) URL from `offset` on; the server may answer from 0 instead. Raises TransportError, also midway."""
     headers = {"Range": f"bytes={offset}-"} if offset else {}
     request = urllib.request.Request(url, headers=headers)
-    try:
-        with _opener(url).open(request, timeout=timeout) as response:
-            yield Stream(_start_of(response), _chunks(response, url))
-    except urllib.error.HTTPError as error:
-        raise _problem(error) from error
-    except urllib.error.URLError as error:
-        raise TransportError(None, "unreachable", f"{_origin(url)} did not answer: {_reason(error)}") from error
+    with _open(request, timeout) as response:
+        yield Stream(_start_of(response), _chunks(response, url))
 
 
 def retrying(
@@ -111,6 +103,20 @@ def retrying(
         ceiling = min(cap, base * 2**attempt)
         pause(random.uniform(ceiling / 4, ceiling))
     raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+def _open(
+    request: urllib.request.Request, timeout: float, *handlers: urllib.request.BaseHandler
+) -> http.client.HTTPResponse:
+    """Send the request and read the answer's head; its body is the caller's to read and to close."""
+    url = request.full_url
+    try:
+        response: http.client.HTTPResponse = _opener(url, *handlers).open(request, timeout=timeout)
+        return response
+    except urllib.error.HTTPError as error:
+        raise _problem(error) from error
+    except _NETWORK_ERRORS as error:
+        raise TransportError(None, "unreachable", f"{_origin(url)} did not answer: {_reason(error)}") from error
 
 
 def _opener(url: str, *handlers: urllib.request.BaseHandler) -> urllib.request.OpenerDirector:

@@ -1,0 +1,15 @@
+"""The trainers by name, as a base model names its own, and which of them this pod can run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from . import sketch
+from .job import Trainer
+
+TRAINERS: Mapping[str, Trainer] = {"sketch": sketch.TRAINER}
+
+
+def available() -> list[str]:
+    """The names of the trainers that can run here, as a registration tells them."""
+    return [name for name, trainer in sorted(TRAINERS.items()) if trainer.obstacle() is None]
