@@ -1,0 +1,108 @@
+"""The attempts table's statements."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from sqlalchemy import Connection, func, insert, select, update
+
+from controlplane.db.rows import values_of
+from controlplane.db.tables import attempts, jobs
+from controlplane.domain.jobs import ATTEMPT_LIVE, FINAL, Attempt
+from controlplane.domain.pods import Load
+
+
+def add(c: Connection, project_id: str, attempt: Attempt) -> Attempt:
+    """Write a new attempt. (job_id, number) is unique: two claims cannot both make the same try."""
+    row = {key: value for key, value in vars(attempt).items()}
+    c.execute(insert(attempts).values(**{**row, "project_id": project_id}))
+    return attempt
+
+
+def get(c: Connection, project_id: str, attempt_id: str) -> Attempt | None:
+    """One attempt by its id (= prompt_id)."""
+    row = c.execute(
+        select(attempts).where(attempts.c.project_id == project_id, attempts.c.id == attempt_id)
+    ).one_or_none()
+    return Attempt(**values_of(row)) if row else None
+
+
+def of_job(c: Connection, project_id: str, job_id: str) -> list[Attempt]:
+    """A job's attempts, first try first."""
+    return of_jobs(c, project_id, [job_id]).get(job_id, [])
+
+
+def of_jobs(c: Connection, project_id: str, job_ids: Collection[str]) -> dict[str, list[Attempt]]:
+    """Attempts by job id, first try first; jobs without any are absent."""
+    found: dict[str, list[Attempt]] = {}
+    if not job_ids:
+        return found
+    query = (
+        select(attempts)
+        .where(attempts.c.project_id == project_id, attempts.c.job_id.in_(list(job_ids)))
+        .order_by(attempts.c.job_id, attempts.c.number)
+    )
+    for row in c.execute(query):
+        attempt = Attempt(**values_of(row))
+        found.setdefault(attempt.job_id, []).append(attempt)
+    return found
+
+
+def current(c: Connection, project_id: str, job_id: str) -> Attempt | None:
+    """The job's newest attempt."""
+    row = c.execute(
+        select(attempts)
+        .where(attempts.c.project_id == project_id, attempts.c.job_id == job_id)
+        .order_by(attempts.c.number.desc())
+        .limit(1)
+    ).one_or_none()
+    return Attempt(**values_of(row)) if row else None
+
+
+def change(c: Connection, project_id: str, attempt_id: str, **values: Any) -> None:
+    """Write columns of one attempt; the caller has checked its claim in the same transaction."""
+    c.execute(update(attempts).where(attempts.c.project_id == project_id, attempts.c.id == attempt_id).values(**values))
+
+
+def raise_progress_seq(c: Connection, project_id: str, attempt_id: str, seq: int) -> bool:
+    """Take note of a progress report; False where this or a later one was noted before."""
+    changed = c.execute(
+        update(attempts)
+        .where(attempts.c.project_id == project_id, attempts.c.id == attempt_id, attempts.c.progress_seq < seq)
+        .values(progress_seq=seq)
+    )
+    return changed.rowcount == 1
+
+
+def loads(c: Connection, project_id: str) -> dict[str, Load]:
+    """Each pod's load, derived from the attempts sent to it; pods without attempts are absent."""
+    running: dict[str, int] = dict(
+        c.execute(
+            select(attempts.c.pod_id, func.count())
+            .join(jobs, jobs.c.id == attempts.c.job_id)
+            .where(
+                attempts.c.project_id == project_id,
+                attempts.c.status.in_(ATTEMPT_LIVE),
+                jobs.c.status.not_in(FINAL),
+            )
+            .group_by(attempts.c.pod_id)
+        )
+        .tuples()
+        .all()
+    )
+    newest = (
+        select(attempts.c.pod_id, func.max(attempts.c.created_at).label("created_at"))
+        .where(attempts.c.project_id == project_id)
+        .group_by(attempts.c.pod_id)
+        .subquery()
+    )
+    last = c.execute(
+        select(attempts.c.pod_id, attempts.c.base_model, attempts.c.lora_sha256, attempts.c.created_at).join(
+            newest, (attempts.c.pod_id == newest.c.pod_id) & (attempts.c.created_at == newest.c.created_at)
+        )
+    )
+    return {
+        row.pod_id: Load(row.pod_id, running.get(row.pod_id, 0), row.base_model, row.lora_sha256, row.created_at)
+        for row in last
+    }

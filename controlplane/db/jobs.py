@@ -1,0 +1,195 @@
+"""The jobs table's statements: storing, listing, claiming, and writes fenced by the claim number."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, Row, Select, and_, insert, or_, select, update
+
+from controlplane.db.rows import values_of
+from controlplane.db.tables import jobs
+from controlplane.domain.jobs import CANCELLING, CLAIMED, HELD, QUEUED, Job
+from controlplane.domain.pages import Position
+from controlplane.errors import StaleClaim
+
+
+def _job(row: Row[Any]) -> Job:
+    values = values_of(row)
+    values["files"] = tuple((str(name), str(key)) for name, key in values["files"])
+    return Job(**values)
+
+
+def add(c: Connection, project_id: str, job: Job) -> Job:
+    """Write a new job."""
+    c.execute(insert(jobs).values(**{**vars(job), "project_id": project_id}))
+    return job
+
+
+def get(c: Connection, project_id: str, job_id: str) -> Job | None:
+    """One job."""
+    row = c.execute(select(jobs).where(jobs.c.project_id == project_id, jobs.c.id == job_id)).one_or_none()
+    return _job(row) if row else None
+
+
+def page(
+    c: Connection,
+    project_id: str,
+    limit: int,
+    before: Position | None = None,
+    character_id: str | None = None,
+    kind: str | None = None,
+    status: str | None = None,
+) -> list[Job]:
+    """Jobs, newest first, strictly after ``before``."""
+    query = select(jobs).where(jobs.c.project_id == project_id)
+    for column, wanted in ((jobs.c.character_id, character_id), (jobs.c.kind, kind), (jobs.c.status, status)):
+        if wanted is not None:
+            query = query.where(column == wanted)
+    if before is not None:
+        same_moment = and_(jobs.c.created_at == before.created_at, jobs.c.id < before.id)
+        query = query.where(or_(jobs.c.created_at < before.created_at, same_moment))
+    return _all(c, query.order_by(jobs.c.created_at.desc(), jobs.c.id.desc()).limit(limit))
+
+
+def latest_of_characters(c: Connection, project_id: str, character_ids: Collection[str]) -> dict[str, Job]:
+    """The newest job of each character; characters without jobs are absent."""
+    found: dict[str, Job] = {}
+    for character_id in character_ids:
+        newest = page(c, project_id, 1, character_id=character_id)
+        if newest:
+            found[character_id] = newest[0]
+    return found
+
+
+def due(c: Connection, now: float, limit: int) -> list[Job]:
+    """Queued jobs of every project whose time has come, highest priority first, then oldest; locked on PostgreSQL."""
+    query = (
+        select(jobs)
+        .where(jobs.c.status == QUEUED, jobs.c.not_before <= now)
+        .order_by(jobs.c.priority.desc(), jobs.c.created_at, jobs.c.id)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    return _all(c, query)
+
+
+def claim(c: Connection, project_id: str, job_id: str, owner: str, lease_until: float, now: float) -> Job | None:
+    """Take a queued job; None where somebody else was quicker. Raises ``claim_no``, which fences later writes."""
+    return _one(
+        c.execute(
+            update(jobs)
+            .where(jobs.c.project_id == project_id, jobs.c.id == job_id, jobs.c.status == QUEUED)
+            .values(
+                status=CLAIMED,
+                claimed_by=owner,
+                lease_until=lease_until,
+                claim_no=jobs.c.claim_no + 1,
+            )
+            .returning(*jobs.c)
+        )
+    )
+
+
+def take_over(c: Connection, owner: str, lease_until: float, now: float) -> Job | None:
+    """Take one job whose owner let its lease run out, whatever its state; its status stays."""
+    expired = (
+        select(jobs.c.id)
+        .where(jobs.c.status.in_(HELD), or_(jobs.c.lease_until.is_(None), jobs.c.lease_until < now))
+        .order_by(jobs.c.lease_until)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+        .scalar_subquery()
+    )
+    return _one(
+        c.execute(
+            update(jobs)
+            .where(jobs.c.id == expired)
+            .values(claimed_by=owner, lease_until=lease_until, claim_no=jobs.c.claim_no + 1)
+            .returning(*jobs.c)
+        )
+    )
+
+
+def renew(c: Connection, claims: Sequence[tuple[str, int]], lease_until: float) -> list[Job]:
+    """Prolong the leases of (job id, claim_no) pairs and return the jobs that are still held by them."""
+    kept = []
+    for job_id, claim_no in claims:
+        job = _one(
+            c.execute(
+                update(jobs)
+                .where(jobs.c.id == job_id, jobs.c.claim_no == claim_no, jobs.c.status.in_(HELD))
+                .values(lease_until=lease_until)
+                .returning(*jobs.c)
+            )
+        )
+        if job is not None:
+            kept.append(job)
+    return kept
+
+
+def release(c: Connection, claims: Sequence[tuple[str, int]], lease_until: float) -> None:
+    """Let leases end at ``lease_until``, so that somebody else may take over then."""
+    for job_id, claim_no in claims:
+        c.execute(
+            update(jobs)
+            .where(jobs.c.id == job_id, jobs.c.claim_no == claim_no, jobs.c.status.in_(HELD))
+            .values(lease_until=lease_until)
+        )
+
+
+def held(c: Connection, claims: Sequence[tuple[str, int]]) -> list[Job]:
+    """The jobs still held by these (job id, claim_no) pairs, as they are now."""
+    wanted = dict(claims)
+    rows = _all(c, select(jobs).where(jobs.c.id.in_(list(wanted)), jobs.c.status.in_(HELD)))
+    return [job for job in rows if job.claim_no == wanted[job.id]]
+
+
+def change(c: Connection, job: Job, **values: Any) -> Job:
+    """Write columns of a job under the claim it was read with; StaleClaim where somebody has claimed it since."""
+    changed = _one(
+        c.execute(
+            update(jobs)
+            .where(jobs.c.project_id == job.project_id, jobs.c.id == job.id, jobs.c.claim_no == job.claim_no)
+            .values(**values)
+            .returning(*jobs.c)
+        )
+    )
+    if changed is None:
+        raise StaleClaim(f"Job {job.id} is no longer held by claim {job.claim_no}.")
+    return changed
+
+
+def request_cancel(c: Connection, project_id: str, job_id: str, now: float) -> Job | None:
+    """Mark a held job as cancelling; None where it is not held."""
+    return _one(
+        c.execute(
+            update(jobs)
+            .where(jobs.c.project_id == project_id, jobs.c.id == job_id, jobs.c.status.in_(HELD))
+            .values(status=CANCELLING, cancel_requested_at=now)
+            .returning(*jobs.c)
+        )
+    )
+
+
+def note_progress(c: Connection, project_id: str, job_id: str, progress: dict[str, Any]) -> None:
+    """Write a progress report that a pod sent by itself; such a report changes nothing else."""
+    c.execute(update(jobs).where(jobs.c.project_id == project_id, jobs.c.id == job_id).values(progress=progress))
+
+
+def note_placement(c: Connection, project_id: str, job_id: str, placement: dict[str, Any]) -> None:
+    """Write why a job still waits."""
+    c.execute(
+        update(jobs)
+        .where(jobs.c.project_id == project_id, jobs.c.id == job_id, jobs.c.status == QUEUED)
+        .values(placement=placement)
+    )
+
+
+def _all(c: Connection, query: Select[Any]) -> list[Job]:
+    return [_job(row) for row in c.execute(query)]
+
+
+def _one(result: Any) -> Job | None:
+    row = result.one_or_none()
+    return _job(row) if row else None

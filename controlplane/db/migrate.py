@@ -1,0 +1,39 @@
+"""Migrations: brings a database's tables to the state that this code expects."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Connection, func, make_url, select
+
+from controlplane.db.database import Database
+
+MIGRATIONS = Path(__file__).resolve().parent / "migrations"
+_LOCK = 0x74726F76  # any fixed number
+
+
+def migrate(url: str) -> None:
+    """Create or upgrade the tables at ``url`` (SQLAlchemy form), all steps in one transaction.
+
+    Processes that start at the same time wait for each other; the later ones find nothing left to do.
+    """
+    parsed = make_url(url)
+    if parsed.get_backend_name() == "sqlite" and parsed.database:
+        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+    database = Database(url)
+    try:
+        database.write_sync(upgrade)
+    finally:
+        database.engine.dispose()
+
+
+def upgrade(c: Connection) -> None:
+    """Run the missing steps on an open transaction."""
+    if c.dialect.name == "postgresql":
+        c.execute(select(func.pg_advisory_xact_lock(_LOCK)))
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    config.attributes["connection"] = c
+    command.upgrade(config, "head")

@@ -1,0 +1,1 @@
+"""Alembic's environment and, in ``versions``, every step the tables have taken."""

@@ -1,0 +1,37 @@
+"""Events: what happened, in the order in which it happened."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+JOB_QUEUED = "job.queued"
+JOB_STARTED = "job.started"
+JOB_PROGRESS = "job.progress"
+JOB_WARNING = "job.warning"
+JOB_RETRYING = "job.retrying"
+JOB_SUCCEEDED = "job.succeeded"
+JOB_FAILED = "job.failed"
+JOB_CANCELLED = "job.cancelled"
+CHARACTER_CREATED = "character.created"
+CHARACTER_READY = "character.ready"
+CHARACTER_FAILED = "character.failed"
+VERSION_READY = "version.ready"
+POD_READY = "pod.ready"
+POD_LOST = "pod.lost"
+
+JOB_FINAL = frozenset({JOB_SUCCEEDED, JOB_FAILED, JOB_CANCELLED})
+
+
+@dataclass(frozen=True)
+class Event:
+    """One row of the event log. ``id`` only grows; ``created_at`` is seconds since the epoch."""
+
+    id: int
+    project_id: str
+    type: str
+    data: Mapping[str, Any]
+    created_at: float
+    job_id: str | None = None
+    character_id: str | None = None

@@ -1,0 +1,238 @@
+"""Jobs and attempts: their states, what may follow what, and when a failed attempt is tried again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+JobKind = Literal["image", "video", "train"]
+
+QUEUED = "queued"
+CLAIMED = "claimed"
+SUBMITTED = "submitted"
+SUBMIT_UNKNOWN = "submit_unknown"
+RUNNING = "running"
+COLLECTING = "collecting"
+CANCELLING = "cancelling"
+SUCCEEDED = "succeeded"
+FAILED = "failed"
+CANCELLED = "cancelled"
+
+FINAL = frozenset({SUCCEEDED, FAILED, CANCELLED})
+HELD = frozenset({CLAIMED, SUBMITTED, SUBMIT_UNKNOWN, RUNNING, COLLECTING, CANCELLING})
+"""States in which a control-plane process owns the job through a lease."""
+
+NEXT: Mapping[str, frozenset[str]] = {
+    # queued -> failed: the deadline passed and no pod could do it.
+    QUEUED: frozenset({CLAIMED, FAILED, CANCELLED}),
+    # back to queued: the attempt is proven lost and another one is due.
+    CLAIMED: frozenset({QUEUED, SUBMITTED, SUBMIT_UNKNOWN, RUNNING, COLLECTING, FAILED, CANCELLING, CANCELLED}),
+    SUBMITTED: frozenset({QUEUED, RUNNING, COLLECTING, FAILED, CANCELLING, CANCELLED}),
+    SUBMIT_UNKNOWN: frozenset({QUEUED, SUBMITTED, RUNNING, COLLECTING, FAILED, CANCELLING, CANCELLED}),
+    RUNNING: frozenset({QUEUED, COLLECTING, FAILED, CANCELLING, CANCELLED}),
+    COLLECTING: frozenset({QUEUED, SUCCEEDED, FAILED, CANCELLING, CANCELLED}),
+    CANCELLING: frozenset({CANCELLED, FAILED}),
+    SUCCEEDED: frozenset(),
+    FAILED: frozenset(),
+    CANCELLED: frozenset(),
+}
+
+ATTEMPT_LIVE = frozenset({"created", "submitted", "running"})
+"""States of an attempt that occupies its pod."""
+
+EMPTY_PROGRESS: Mapping[str, Any] = {
+    "phase": QUEUED,
+    "percent": 0.0,
+    "eta_seconds": None,
+    "step": None,
+    "total_steps": None,
+    "loss": None,
+}
+
+
+def is_final(status: str) -> bool:
+    """Whether nothing follows ``status`` any more."""
+    return status in FINAL
+
+
+def may_follow(status: str, following: str) -> bool:
+    """Whether a job may go from ``status`` to ``following``; staying where it is always may."""
+    return status == following or following in NEXT[status]
+
+
+@dataclass(frozen=True)
+class NewJob:
+    """An accepted request, ready to be stored. ``id`` may be chosen beforehand with ``new_id("job")``."""
+
+    kind: JobKind
+    template: str
+    template_digest: str
+    graph: Mapping[str, Any]
+    needs: Mapping[str, Any]
+    outputs: Sequence[Mapping[str, Any]]
+    deadline_seconds: float
+    request: Mapping[str, Any] = field(default_factory=dict)
+    id: str = ""
+    project_id: str = "default"
+    character_id: str | None = None
+    version: int | None = None
+    base_model: str | None = None
+    seed: int | None = None
+    files: Sequence[tuple[str, str]] = ()
+    estimate_seconds: float = 10.0
+    priority: int = 0
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    end_user: str | None = None
+    rating: str | None = None
+    warnings: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Job:
+    """One accepted request, as stored. Times are seconds since the epoch."""
+
+    id: str
+    project_id: str
+    kind: str
+    status: str
+    template: str
+    template_digest: str
+    request: Mapping[str, Any]
+    graph: Mapping[str, Any]
+    files: tuple[tuple[str, str], ...]
+    needs: Mapping[str, Any]
+    outputs: tuple[Mapping[str, Any], ...]
+    estimate_seconds: float
+    priority: int
+    metadata: Mapping[str, Any]
+    progress: Mapping[str, Any]
+    warnings: tuple[str, ...]
+    claim_no: int
+    not_before: float
+    deadline_at: float
+    created_at: float
+    character_id: str | None = None
+    version: int | None = None
+    base_model: str | None = None
+    seed: int | None = None
+    end_user: str | None = None
+    rating: str | None = None
+    placement: Mapping[str, Any] | None = None
+    result: Mapping[str, Any] | None = None
+    error: Mapping[str, Any] | None = None
+    claimed_by: str | None = None
+    lease_until: float | None = None
+    cancel_requested_at: float | None = None
+    started_at: float | None = None
+    finished_at: float | None = None
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One try of a job's GPU work on one pod; ``id`` is ComfyUI's prompt_id.
+
+    ``status``: created (the row exists, the pod may know nothing) | submitted | running | succeeded | failed | lost |
+    cancelled.
+    """
+
+    id: str
+    project_id: str
+    job_id: str
+    number: int
+    pod_id: str
+    client_id: str
+    status: str
+    created_at: float
+    placement: Mapping[str, Any] | None = None
+    base_model: str | None = None
+    lora_sha256: str | None = None
+    progress_seq: int = 0
+    error: Mapping[str, Any] | None = None
+    submitted_at: float | None = None
+    started_at: float | None = None
+    finished_at: float | None = None
+
+    @property
+    def live(self) -> bool:
+        """Whether the pod may still be working on it."""
+        return self.status in ATTEMPT_LIVE
+
+
+@dataclass(frozen=True)
+class JobResult:
+    """What a kind's completion made of the outputs; ``result`` is stored on the job."""
+
+    result: Mapping[str, Any]
+    warnings: Sequence[str] = ()
+
+
+FailureKind = Literal["lost", "refused", "error", "interrupted", "outputs", "stalled", "unusable"]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why an attempt did not succeed.
+
+    ``kind``: ``lost`` (proven absent, or the pod is gone) | ``refused`` (the pod did not take it) | ``error`` (a node
+    raised) | ``interrupted`` (somebody else stopped it) | ``outputs`` (finished, but stored files are missing) |
+    ``stalled`` (no sign of life) | ``unusable`` (our own side cannot use the result). ``pod_specific`` says that
+    another pod may well succeed.
+    """
+
+    kind: FailureKind
+    code: str
+    detail: str
+    pod_specific: bool = False
+
+    def as_error(self) -> dict[str, Any]:
+        """The JSON stored on job and attempt."""
+        return {"code": self.code, "detail": self.detail}
+
+
+@dataclass(frozen=True)
+class Retry:
+    """Whether to try again and how long to wait first (seconds)."""
+
+    again: bool
+    delay: float = 0.0
+    reason: str = ""
+
+
+RETRY_DELAY_SECONDS = 2.0
+ALWAYS_TRIED_AGAIN: frozenset[str] = frozenset({"lost", "interrupted", "outputs", "stalled"})
+
+
+def decide_retry(failure: Failure, attempt_number: int, max_attempts: int) -> Retry:
+    """Decide on another attempt after ``attempt_number`` (from 1) failed.
+
+    A node's own error would come again with the same graph, so it is final unless it is the pod's fault.
+    """
+    if failure.kind not in ALWAYS_TRIED_AGAIN and not failure.pod_specific:
+        return Retry(False, reason="another attempt would fail in the same way")
+    if attempt_number >= max_attempts:
+        return Retry(False, reason=f"all {max_attempts} attempts are used up")
+    return Retry(True, RETRY_DELAY_SECONDS * attempt_number)
+
+
+POD_FAULTS = ("OutOfMemoryError", "AcceleratorError", "ConnectionError", "TimeoutError", "URLError", "TransferFailed")
+DEAD_DEVICE = ("CUDA error", "device-side assert", "illegal memory access")
+
+
+def failure_of_error(error: Mapping[str, Any]) -> Failure:
+    """Read ``{type, message, node_id, node_type}`` of a failed execution: is it the graph's fault or the pod's?"""
+    exception = str(error.get("type") or "")
+    message = str(error.get("message") or "").strip()
+    where = str(error.get("node_type") or "a node")
+    pod_specific = exception.rsplit(".", 1)[-1] in POD_FAULTS or any(words in message for words in DEAD_DEVICE)
+    code = "out_of_memory" if exception.endswith("OutOfMemoryError") else "execution_error"
+    return Failure("error", code, f"{where} failed: {message or exception or 'no message'}", pod_specific)
+
+
+def story(attempts: Sequence[Attempt]) -> str:
+    """One line that tells how every attempt ended."""
+    parts = [
+        f"attempt {a.number} on {a.pod_id}: {(a.error or {}).get('detail') or a.status}"
+        for a in sorted(attempts, key=lambda a: a.number)
+    ]
+    return "; ".join(parts)

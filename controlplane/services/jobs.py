@@ -1,0 +1,175 @@
+"""Jobs: accepting them, showing them, cancelling them, and waiting for them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection
+
+from controlplane.db import assets as asset_rows
+from controlplane.db import attempts as attempt_rows
+from controlplane.db import jobs as job_rows
+from controlplane.db.database import Database
+from controlplane.domain import events
+from controlplane.domain.assets import Asset
+from controlplane.domain.ids import new_id
+from controlplane.domain.jobs import CANCELLED, EMPTY_PROGRESS, QUEUED, Attempt, Job, NewJob, is_final
+from controlplane.domain.pages import Page, Position, checked_limit, decode, page_of
+from controlplane.errors import Conflict, NotFound
+from controlplane.ports import Clock
+from controlplane.services.events import Hints, append_of_job
+
+Ending = Callable[[Connection, Job, Mapping[str, Any] | None, float], None]
+"""``(connection, job, error, now)``: what a kind does in the transaction in which its job failed or was cancelled."""
+
+
+@dataclass(frozen=True)
+class JobView:
+    """A job with its attempts (first try first) and its stored assets (by position)."""
+
+    job: Job
+    attempts: tuple[Attempt, ...] = ()
+    assets: tuple[Asset, ...] = ()
+
+
+class Jobs:
+    """The jobs service.
+
+    ``on_cancelled`` holds, by job kind, what happens in the transaction that cancels a job which no pod has seen.
+    """
+
+    def __init__(
+        self, db: Database, clock: Clock, hints: Hints, on_cancelled: Mapping[str, Ending] | None = None
+    ) -> None:
+        self._db = db
+        self._clock = clock
+        self._hints = hints
+        self._on_cancelled: Mapping[str, Ending] = {} if on_cancelled is None else on_cancelled
+
+    def insert(self, c: Connection, new: NewJob) -> Job:
+        """Store an accepted request and its event inside the caller's transaction; call ``hints.wake()`` after it."""
+        job = job_rows.add(c, new.project_id, _queued(new, self._clock.now()))
+        append_of_job(c, job, events.JOB_QUEUED, job.created_at)
+        return job
+
+    async def get(self, project_id: str, job_id: str) -> JobView:
+        """One job; NotFound where there is none."""
+        return await self._db.read(_view, project_id, job_id)
+
+    async def list(
+        self,
+        project_id: str,
+        *,
+        character_id: str | None = None,
+        kind: str | None = None,
+        status: str | None = None,
+        limit: int | None = None,
+        cursor: str | None = None,
+    ) -> Page[JobView]:
+        """Jobs, newest first. BadRequest where the cursor is none of ours."""
+        size, before = checked_limit(limit), decode(cursor)
+
+        def read(c: Connection) -> list[JobView]:
+            found = job_rows.page(c, project_id, size + 1, before, character_id, kind, status)
+            return _views(c, project_id, found)
+
+        views = await self._db.read(read)
+        return page_of(views, size, [Position(view.job.created_at, view.job.id) for view in views])
+
+    async def cancel(self, project_id: str, job_id: str) -> JobView:
+        """Cancel a job: at once where it is queued, else its pod is told to stop and it reads ``cancelling``.
+
+        Asking again is fine; Conflict where it has succeeded or failed, NotFound where there is none.
+        """
+        view = await self._db.write(self._cancel, project_id, job_id)
+        self._hints.wake()
+        return view
+
+    async def wait(self, project_id: str, job_id: str, seconds: float) -> JobView:
+        """The job once it is final, or as it is after so many seconds. NotFound where there is none."""
+        end = time.monotonic() + seconds
+        while True:
+            seen = self._hints.count(Hints.EVENTS)
+            view = await self.get(project_id, job_id)
+            rest = end - time.monotonic()
+            if is_final(view.job.status) or rest <= 0:
+                return view
+            await self._hints.wait(Hints.EVENTS, seen, min(rest, 1.0))
+
+    def _cancel(self, c: Connection, project_id: str, job_id: str) -> JobView:
+        job = _get(c, project_id, job_id)
+        now = self._clock.now()
+        if job.status == QUEUED:
+            job = job_rows.change(c, job, status=CANCELLED, cancel_requested_at=now, finished_at=now)
+            ending = self._on_cancelled.get(job.kind)
+            if ending is not None:
+                ending(c, job, None, now)
+            append_of_job(c, job, events.JOB_CANCELLED, now)
+        elif not is_final(job.status) and job.cancel_requested_at is None:
+            job_rows.request_cancel(c, project_id, job_id, now)
+        elif is_final(job.status) and job.status != CANCELLED:
+            raise Conflict(f"The job has already {job.status}; it cannot be cancelled any more.")
+        return _view(c, project_id, job_id)
+
+
+def _queued(new: NewJob, now: float) -> Job:
+    return Job(
+        id=new.id or new_id("job"),
+        project_id=new.project_id,
+        kind=new.kind,
+        status=QUEUED,
+        character_id=new.character_id,
+        version=new.version,
+        base_model=new.base_model,
+        template=new.template,
+        template_digest=new.template_digest,
+        seed=new.seed,
+        request=_plain(new.request),
+        graph=_plain(new.graph),
+        files=tuple(new.files),
+        needs=_plain(new.needs),
+        outputs=tuple(_plain(one) for one in new.outputs),
+        estimate_seconds=new.estimate_seconds,
+        priority=new.priority,
+        metadata=_plain(new.metadata),
+        end_user=new.end_user,
+        rating=new.rating,
+        progress=dict(EMPTY_PROGRESS),
+        warnings=tuple(new.warnings),
+        claim_no=0,
+        not_before=0.0,
+        deadline_at=now + new.deadline_seconds,
+        created_at=now,
+    )
+
+
+def _plain(value: Any) -> Any:
+    """The same JSON value made of dicts and lists, whatever mappings and sequences it came as."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_plain(one) for one in value]
+    return value
+
+
+def _get(c: Connection, project_id: str, job_id: str) -> Job:
+    job = job_rows.get(c, project_id, job_id)
+    if job is None:
+        raise NotFound(f"There is no job {job_id}.")
+    return job
+
+
+def _view(c: Connection, project_id: str, job_id: str) -> JobView:
+    return _views(c, project_id, [_get(c, project_id, job_id)])[0]
+
+
+def _views(c: Connection, project_id: str, jobs: Sequence[Job]) -> list[JobView]:
+    ids = [job.id for job in jobs]
+    attempts = attempt_rows.of_jobs(c, project_id, ids)
+    assets: dict[str, list[Asset]] = {}
+    for asset in asset_rows.of_jobs(c, project_id, ids):
+        assets.setdefault(asset.job_id or "", []).append(asset)
+    return [JobView(job, tuple(attempts.get(job.id, ())), tuple(assets.get(job.id, ()))) for job in jobs]
