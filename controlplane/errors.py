@@ -136,6 +136,13 @@ class UnsupportedMediaType(TroupeError):
     code = "unsupported_media_type"
 
 
+class RangeNotSatisfiable(TroupeError):
+    """The file has no such bytes."""
+
+    status = 416
+    code = "range_not_satisfiable"
+
+
 class Unprocessable(TroupeError):
     """The request was understood, but its values are not acceptable."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 import unicodedata
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -20,23 +20,8 @@ MAX_SLUG_CHARS = 60
 MAX_DESCRIPTION_CHARS = 4000
 DEFAULT_CLASS_WORD = "person"
 
-COMMON_TOKENS = frozenset(
-    # Words a model already knows: as a trigger they would bring their own meaning along.
-    """person people human woman women female lady girl girls mother sister queen princess man men male boy boys father
-    brother king prince child children baby teen adult elder young old creature robot animal monster dragon horse bird
-    fish wolf bear lion tiger fox rabbit photo picture image portrait drawing painting sketch style anime manga cartoon
-    render film movie poster logo text black white brown blond blonde green blue pink purple orange yellow gold golden
-    silver grey gray dark light bright hair eyes face head hand hands body skin nose mouth smile smiling happy angry
-    surprised neutral shirt dress coat jacket hoodie suit armor armour robe scarf glasses helmet crown beard wearing
-    background forest beach city street room house home garden mountain space night sunset winter summer spring rain
-    snow fire water stone wood metal glass flower tree sword magic hero wizard witch knight pirate soldier doctor
-    nurse teacher student chef with from that this over under front side view close full long short curly straight
-    large small detail detailed quality best masterpiece simple plain model base lora test character trigger name
-    none null true false default star moon earth ocean river love peace dream ghost angel demon devil death""".split()
-)
-
-_CONTROL = {"Cc", "Cs", "Co", "Cn"}
-_TRIGGER = re.compile(r"[a-z0-9]{4,10}")
+# Control characters, lone surrogates, line and paragraph separators; format characters (joined emoji) are text.
+_NOT_TEXT = {"Cc", "Cs", "Zl", "Zp"}
 _CLASS_WORD = re.compile(r"[a-z][a-z' -]{0,38}[a-z]|[a-z]")
 
 
@@ -117,7 +102,7 @@ def checked_name(name: str, pointer: str = "/name") -> str:
     if len(trimmed) > MAX_NAME_CHARS:
         detail = f"the name has {len(trimmed)} characters, at most {MAX_NAME_CHARS} are allowed"
         raise Unprocessable(detail, errors=[{"pointer": pointer, "detail": detail}])
-    if any(unicodedata.category(char) in _CONTROL for char in trimmed):
+    if any(unicodedata.category(char) in _NOT_TEXT for char in trimmed):
         detail = "the name contains control characters"
         raise Unprocessable(detail, errors=[{"pointer": pointer, "detail": detail}])
     return trimmed
@@ -141,7 +126,7 @@ def slug_of(name: str) -> str:
 
 
 def free_slug(name: str, taken: Callable[[str], bool]) -> str:
-    """The slug of a name that is not ``taken``: itself, else with ``-2``, ``-3``...; ``character-<random>`` if empty."""
+    """The first of ``slug``, ``slug-2``, ``slug-3``... that is not ``taken``; ``character-<random>`` of none."""
     slug = slug_of(name)
     if not slug:
         slug = f"character-{secrets.token_hex(5)}"
@@ -151,31 +136,3 @@ def free_slug(name: str, taken: Callable[[str], bool]) -> str:
     while taken(f"{slug}-{number}"):
         number += 1
     return f"{slug}-{number}"
-
-
-def checked_trigger(trigger: str, taken: Container[str]) -> str:
-    """A trigger word that somebody chose. Raises Unprocessable where it cannot be one."""
-    word = trigger.strip().lower()
-    detail = ""
-    if not _TRIGGER.fullmatch(word):
-        detail = "a trigger word has 4 to 10 letters a-z or digits"
-    elif word in COMMON_TOKENS:
-        detail = f"{word!r} is a common word: the model already means something by it"
-    elif word in taken:
-        detail = f"{word!r} is the trigger word of another character"
-    if detail:
-        raise Unprocessable(detail, errors=[{"pointer": "/trigger_word", "detail": detail}])
-    return word
-
-
-def made_trigger(slug: str, taken: Container[str]) -> str:
-    """A trigger word from a slug: its letters where they are no common word, else letters that mean nothing."""
-    letters = slug.replace("-", "")
-    for candidate in (slug.split("-")[0], letters[:10]):
-        if _TRIGGER.fullmatch(candidate) and candidate not in COMMON_TOKENS and candidate not in taken:
-            return candidate
-    stem = "".join(char for char in letters if char.isalpha())[:3] or "zq"
-    while True:
-        candidate = stem + "".join(secrets.choice("bcdfghjklmnpqrstvwxz") for _ in range(4))
-        if candidate not in COMMON_TOKENS and candidate not in taken:
-            return candidate

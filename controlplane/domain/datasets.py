@@ -49,7 +49,7 @@ class DatasetReport:
     def counts(self) -> Mapping[str, int]:
         """How many images got each verdict: ``{"ok", "warn", "reject"}``."""
         verdicts = [image.verdict for image in self.images]
-        return {verdict: verdicts.count(verdict) for verdict in ("ok", "warn", "reject")}  # type: ignore[arg-type]
+        return {verdict: verdicts.count(verdict) for verdict in ("ok", "warn", "reject")}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,155 @@
+"""SQL of assets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, cast
+
+from sqlalchemy import Connection, and_, delete, func, insert, or_, select, update
+from sqlalchemy.engine import RowMapping
+
+from controlplane.db import tables
+from controlplane.domain.assets import Asset
+from controlplane.domain.pages import Position
+
+_assets = tables.assets
+_jobs = tables.jobs
+
+LISTED_KINDS = ("image", "video")
+_FINAL = ("succeeded", "failed", "cancelled")
+
+
+def insert_assets(c: Connection, assets: Iterable[Asset]) -> None:
+    """Write new assets; keys must be free."""
+    rows = [asdict(asset) for asset in assets]
+    if rows:
+        c.execute(insert(_assets), rows)
+
+
+def get(c: Connection, project_id: str, asset_id: str) -> Asset | None:
+    """One asset, pending ones included; a deleted one is none."""
+    query = select(_assets).where(_is(project_id, asset_id), _assets.c.status != "deleted")
+    row = c.execute(query).mappings().first()
+    return _asset(row) if row is not None else None
+
+
+def page(
+    c: Connection, project_id: str, filters: Mapping[str, Any], after: Position | None, limit: int
+) -> list[Asset]:
+    """Stored assets whose columns equal ``filters``, newest first; pictures and videos unless a kind is asked for."""
+    query = select(_assets).where(_assets.c.project_id == project_id, _assets.c.status == "stored")
+    if "kind" not in filters:
+        query = query.where(_assets.c.kind.in_(LISTED_KINDS))
+    for name, value in filters.items():
+        query = query.where(_assets.c[name] == value)
+    if after is not None:
+        same = and_(_assets.c.created_at == after.created_at, _assets.c.id < after.id)
+        query = query.where(or_(_assets.c.created_at < after.created_at, same))
+    query = query.order_by(_assets.c.created_at.desc(), _assets.c.id.desc()).limit(limit)
+    return [_asset(row) for row in c.execute(query).mappings()]
+
+
+def of_jobs(c: Connection, project_id: str, job_ids: Sequence[str]) -> list[Asset]:
+    """The stored results of some jobs, in order."""
+    query = (
+        select(_assets)
+        .where(_assets.c.project_id == project_id, _assets.c.job_id.in_(job_ids), _assets.c.status == "stored")
+        .order_by(_assets.c.job_id, _assets.c.position)
+    )
+    return [_asset(row) for row in c.execute(query).mappings()]
+
+
+def of_ids(c: Connection, project_id: str, asset_ids: Sequence[str]) -> list[Asset]:
+    """Some assets that are not deleted, in no order."""
+    query = select(_assets).where(
+        _assets.c.project_id == project_id, _assets.c.id.in_(asset_ids), _assets.c.status != "deleted"
+    )
+    return [_asset(row) for row in c.execute(query).mappings()]
+
+
+def of_ticket(c: Connection, attempt_id: str, kinds: Sequence[str], position: int) -> Asset | None:
+    """The asset that an attempt was given a ticket for."""
+    query = select(_assets).where(
+        _assets.c.attempt_id == attempt_id, _assets.c.kind.in_(kinds), _assets.c.position == position
+    )
+    row = c.execute(query).mappings().first()
+    return _asset(row) if row is not None else None
+
+
+def change(c: Connection, project_id: str, asset_id: str, values: Mapping[str, Any]) -> None:
+    """Set columns of an asset."""
+    c.execute(update(_assets).where(_is(project_id, asset_id)).values(**values))
+
+
+def counts(c: Connection, project_id: str, character_ids: Sequence[str]) -> dict[str, dict[str, int]]:
+    """How many stored pictures and videos some characters have: character id -> kind -> number."""
+    query = (
+        select(_assets.c.character_id, _assets.c.kind, func.count())
+        .where(
+            _assets.c.project_id == project_id,
+            _assets.c.character_id.in_(character_ids),
+            _assets.c.status == "stored",
+            _assets.c.kind.in_(LISTED_KINDS),
+        )
+        .group_by(_assets.c.character_id, _assets.c.kind)
+    )
+    found: dict[str, dict[str, int]] = {}
+    for character_id, kind, number in c.execute(query):
+        found.setdefault(character_id, {})[kind] = number
+    return found
+
+
+def newest_of(c: Connection, project_id: str, character_ids: Sequence[str], kind: str) -> dict[str, Asset]:
+    """The newest stored asset of a kind for each of some characters that has one."""
+    mine = and_(
+        _assets.c.project_id == project_id,
+        _assets.c.character_id.in_(character_ids),
+        _assets.c.status == "stored",
+        _assets.c.kind == kind,
+    )
+    newest_first = func.row_number().over(
+        partition_by=_assets.c.character_id, order_by=(_assets.c.created_at.desc(), _assets.c.position.asc())
+    )
+    ranked = select(_assets.c.id, newest_first.label("rank")).where(mine).subquery()
+    query = select(_assets).join(ranked, ranked.c.id == _assets.c.id).where(ranked.c.rank == 1)
+    found = (_asset(row) for row in c.execute(query).mappings())
+    return {cast(str, asset.character_id): asset for asset in found}
+
+
+def mark_deleted(c: Connection, project_id: str, asset_ids: Sequence[str]) -> None:
+    """Take assets out of every list; their rows stay until their blobs are gone."""
+    where = and_(_assets.c.project_id == project_id, _assets.c.id.in_(asset_ids))
+    c.execute(update(_assets).where(where).values(status="deleted"))
+
+
+def mark_character_deleted(c: Connection, project_id: str, character_id: str) -> None:
+    """Take every asset of a character out of every list."""
+    where = and_(_assets.c.project_id == project_id, _assets.c.character_id == character_id)
+    c.execute(update(_assets).where(where).values(status="deleted"))
+
+
+def abandon_pending(c: Connection, created_before: float) -> None:
+    """Mark the tickets of jobs that ended without them as deleted."""
+    ended = select(_jobs.c.id).where(_jobs.c.status.in_(_FINAL))
+    where = and_(_assets.c.status == "pending", _assets.c.created_at < created_before, _assets.c.job_id.in_(ended))
+    c.execute(update(_assets).where(where).values(status="deleted"))
+
+
+def deleted(c: Connection, limit: int) -> list[Asset]:
+    """Assets whose blobs are still to be deleted, of every project."""
+    query = select(_assets).where(_assets.c.status == "deleted").limit(limit)
+    return [_asset(row) for row in c.execute(query).mappings()]
+
+
+def remove(c: Connection, asset_ids: Sequence[str]) -> None:
+    """Delete rows whose blobs are gone."""
+    c.execute(delete(_assets).where(_assets.c.id.in_(asset_ids), _assets.c.status == "deleted"))
+
+
+def _is(project_id: str, asset_id: str) -> Any:
+    return and_(_assets.c.project_id == project_id, _assets.c.id == asset_id)
+
+
+def _asset(row: RowMapping) -> Asset:
+    return Asset(**cast("dict[str, Any]", dict(row)))

@@ -1,0 +1,123 @@
+"""SQL of characters and versions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, cast
+
+from sqlalchemy import Connection, and_, delete, func, insert, or_, select, update
+from sqlalchemy.engine import RowMapping
+
+from controlplane.db import tables
+from controlplane.domain.characters import Character, Consent, Version
+from controlplane.domain.pages import Position
+
+_characters = tables.characters
+_versions = tables.versions
+
+
+def insert_character(c: Connection, character: Character) -> None:
+    """Write a new character; its slug must be free."""
+    values = asdict(character)
+    c.execute(insert(_characters).values(**values))
+
+
+def get(c: Connection, project_id: str, character_id: str) -> Character | None:
+    """One character."""
+    row = c.execute(select(_characters).where(_is(project_id, character_id))).mappings().first()
+    return _character(row) if row is not None else None
+
+
+def page(c: Connection, project_id: str, after: Position | None, limit: int) -> list[Character]:
+    """Characters, newest first, behind a position."""
+    query = select(_characters).where(_characters.c.project_id == project_id)
+    if after is not None:
+        older = _characters.c.created_at < after.created_at
+        same = and_(_characters.c.created_at == after.created_at, _characters.c.id < after.id)
+        query = query.where(or_(older, same))
+    query = query.order_by(_characters.c.created_at.desc(), _characters.c.id.desc()).limit(limit)
+    return [_character(row) for row in c.execute(query).mappings()]
+
+
+def is_taken(c: Connection, project_id: str, slug: str) -> bool:
+    """Whether a character has this slug."""
+    return c.execute(select(_characters.c.id).where(_is(project_id, slug))).first() is not None
+
+
+def triggers(c: Connection, project_id: str) -> frozenset[str]:
+    """Every trigger word of the project."""
+    query = select(_characters.c.trigger_word).where(_characters.c.project_id == project_id)
+    return frozenset(c.execute(query).scalars())
+
+
+def change(c: Connection, project_id: str, character_id: str, values: Mapping[str, Any], now: float) -> None:
+    """Set columns of a character."""
+    c.execute(update(_characters).where(_is(project_id, character_id)).values(**values, updated_at=now))
+
+
+def remove(c: Connection, project_id: str, character_id: str) -> None:
+    """Delete a character with its versions."""
+    c.execute(delete(_versions).where(_version_of(project_id, character_id)))
+    c.execute(delete(_characters).where(_is(project_id, character_id)))
+
+
+def insert_version(c: Connection, version: Version) -> None:
+    """Write a new version."""
+    c.execute(insert(_versions).values(**asdict(version)))
+
+
+def get_version(c: Connection, project_id: str, character_id: str, number: int) -> Version | None:
+    """One version of a character."""
+    query = select(_versions).where(_version_of(project_id, character_id), _versions.c.number == number)
+    row = c.execute(query).mappings().first()
+    return _version(row) if row is not None else None
+
+
+def version_of_job(c: Connection, project_id: str, job_id: str) -> Version | None:
+    """The version that a train job makes."""
+    query = select(_versions).where(_versions.c.project_id == project_id, _versions.c.job_id == job_id)
+    row = c.execute(query).mappings().first()
+    return _version(row) if row is not None else None
+
+
+def versions(c: Connection, project_id: str, character_ids: Sequence[str]) -> list[Version]:
+    """Every version of some characters, by number."""
+    query = (
+        select(_versions)
+        .where(_versions.c.project_id == project_id, _versions.c.character_id.in_(character_ids))
+        .order_by(_versions.c.character_id, _versions.c.number)
+    )
+    return [_version(row) for row in c.execute(query).mappings()]
+
+
+def last_number(c: Connection, project_id: str, character_id: str) -> int:
+    """The highest version number so far, 0 before the first."""
+    query = select(func.max(_versions.c.number)).where(_version_of(project_id, character_id))
+    return c.execute(query).scalar() or 0
+
+
+def change_version(
+    c: Connection, project_id: str, character_id: str, number: int, values: Mapping[str, Any]
+) -> None:
+    """Set columns of a version."""
+    where = and_(_version_of(project_id, character_id), _versions.c.number == number)
+    c.execute(update(_versions).where(where).values(**values))
+
+
+def _is(project_id: str, character_id: str) -> Any:
+    return and_(_characters.c.project_id == project_id, _characters.c.id == character_id)
+
+
+def _version_of(project_id: str, character_id: str) -> Any:
+    return and_(_versions.c.project_id == project_id, _versions.c.character_id == character_id)
+
+
+def _character(row: RowMapping) -> Character:
+    values = cast("dict[str, Any]", dict(row))
+    consent = values.pop("consent")
+    return Character(**values, consent=Consent(**consent) if consent else None)
+
+
+def _version(row: RowMapping) -> Version:
+    return Version(**cast("dict[str, Any]", dict(row)))
