@@ -28,6 +28,12 @@ def get(c: Connection, project_id: str, pod_id: str) -> Pod | None:
     return Pod(**values_of(row)) if row else None
 
 
+def find(c: Connection, pod_id: str) -> Pod | None:
+    """One pod of whatever project; its id is random, and a pod knows no project."""
+    row = c.execute(select(pods).where(pods.c.id == pod_id)).one_or_none()
+    return Pod(**values_of(row)) if row else None
+
+
 def lock(c: Connection, project_id: str, pod_id: str) -> None:
     """Keep other placements off this pod until the transaction ends (SQLite has one writer anyway)."""
     c.execute(

@@ -1,0 +1,260 @@
+"""Pods: who may join, who is alive, who leaves, and what pods report of the work in their hands."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+from collections.abc import Mapping
+from ipaddress import ip_address
+from typing import Any
+from urllib.parse import urlsplit
+
+from sqlalchemy import Connection
+
+from controlplane.db import attempts as attempt_rows
+from controlplane.db import jobs as job_rows
+from controlplane.db import pods as pod_rows
+from controlplane.db.database import Database
+from controlplane.domain import events
+from controlplane.domain.ids import new_id
+from controlplane.domain.jobs import CANCELLING, Job, is_final
+from controlplane.domain.pods import DRAINING, LOST, READY, SUSPECT, Pod
+from controlplane.errors import BadJoinToken, NotFound, Unauthorized, UnknownProtocol, Unprocessable
+from controlplane.ports import Clock
+from controlplane.services.events import Hints, append, append_of_job
+from controlplane.settings import Settings
+
+PROTOCOL = 1
+DEFAULT_PROJECT = "default"
+
+PHASE_PERCENT: Mapping[str, float] = {"downloading": 1.0, "preparing": 3.0, "verifying": 92.0, "uploading": 95.0}
+TRAINING_PERCENT = (5.0, 90.0)
+"""Where the training phase begins and ends within the whole job."""
+
+
+class Pods:
+    """The pods service. ``join_token`` is what a pod must show to register."""
+
+    def __init__(self, db: Database, clock: Clock, hints: Hints, settings: Settings, join_token: str) -> None:
+        self._db = db
+        self._clock = clock
+        self._hints = hints
+        self._settings = settings
+        self._join_token = join_token
+
+    def check_join_token(self, token: str) -> None:
+        """Raise BadJoinToken unless this is ours."""
+        if not hmac.compare_digest(token.encode(), self._join_token.encode()):
+            raise BadJoinToken("The join token is not valid here; see TROUPE_JOIN_TOKEN.")
+
+    async def register(self, body: Mapping[str, Any], join_token: str) -> tuple[Pod, str]:
+        """Register a pod (or the same instance again) and return it with its new key, which is shown only here.
+
+        Registering again ends a drain: the process behind it is a new one. Raises BadJoinToken, UnknownProtocol, or
+        Unprocessable where the pod could not reach us.
+        """
+        self.check_join_token(join_token)
+        self._check_protocol(body["protocol"])
+        self._check_reachable(str(body["address"]))
+        key = secrets.token_urlsafe(32)
+        pod = await self._db.write(self._register, dict(body), _hash(key))
+        self._hints.wake()
+        return pod, key
+
+    async def heartbeat(self, pod_id: str, key: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Note a sign of life; answers ``{drain, heartbeat_seconds, revoked}``. Unauthorized, NotFound."""
+        drain, revived = await self._db.write(self._heartbeat, pod_id, _hash(key), dict(body))
+        if revived:
+            self._hints.wake()
+        return {"drain": drain, "heartbeat_seconds": self._settings.heartbeat_seconds, "revoked": []}
+
+    async def drain(self, pod_id: str) -> Pod:
+        """Give a pod no further work; what it has it may finish. NotFound where there is none."""
+
+        def write(c: Connection) -> Pod:
+            pod = _get(c, pod_id)
+            state = DRAINING if pod.state in (READY, SUSPECT) else pod.state
+            pod_rows.change(c, pod.project_id, pod.id, draining=True, state=state)
+            return _get(c, pod_id)
+
+        pod = await self._db.write(write)
+        self._hints.wake()
+        return pod
+
+    async def list(self, project_id: str) -> list[Pod]:
+        """Every pod, oldest first."""
+        return await self._db.read(pod_rows.list_all, project_id)
+
+    async def authenticate(self, key: str) -> Pod:
+        """The pod that owns this key; Unauthorized where none does."""
+        pod = await self._db.read(pod_rows.by_key_hash, _hash(key))
+        if pod is None:
+            raise Unauthorized("The pod key is not known here; register again.")
+        return pod
+
+    async def sweep(self) -> list[Pod]:
+        """Mark pods that are silent as suspect, and after longer silence as lost; returns those newly lost."""
+        lost = await self._db.write(self._sweep)
+        if lost:
+            self._hints.wake()
+        return lost
+
+    async def attempt_progress(self, pod: Pod, prompt_id: str, body: Mapping[str, Any]) -> dict[str, bool]:
+        """Note how far an attempt is; answers ``{cancel}``: whether the pod should stop. Idempotent by ``seq``.
+
+        NotFound where this pod has no such attempt.
+        """
+        cancel = await self._db.write(self._attempt_progress, pod, prompt_id, dict(body))
+        self._hints.wake(Hints.EVENTS)
+        return {"cancel": cancel}
+
+    def _check_protocol(self, protocol: int) -> None:
+        if protocol != PROTOCOL:
+            older = "pod" if protocol < PROTOCOL else "control plane"
+            raise UnknownProtocol(
+                f"The pod speaks protocol {protocol}, this control plane {PROTOCOL}: upgrade the {older}.",
+                errors=[{"pointer": "/protocol", "detail": f"must be {PROTOCOL}"}],
+            )
+
+    def _check_reachable(self, address: str) -> None:
+        public = self._settings.effective_public_url
+        if _is_loopback(public) and not _is_loopback(address):
+            raise Unprocessable(
+                f"The pod is at {address}, but this control plane tells pods to call {public}, which only reaches "
+                "itself from there. Set TROUPE_PUBLIC_URL to an address that the pod can reach.",
+                errors=[{"pointer": "/address", "detail": "not on loopback, while TROUPE_PUBLIC_URL is"}],
+            )
+
+    def _register(self, c: Connection, body: dict[str, Any], key_hash: str) -> Pod:
+        now = self._clock.now()
+        known = pod_rows.by_instance(c, DEFAULT_PROJECT, body["instance_id"])
+        values = _registered(body, key_hash, now)
+        if known is None:
+            pod_id = new_id("pod")
+            pod = Pod(id=pod_id, project_id=DEFAULT_PROJECT, created_at=now, loras=(), **values)
+            pod_rows.add(c, DEFAULT_PROJECT, pod)
+        else:
+            pod_id = known.id
+            pod_rows.change(c, known.project_id, known.id, **values)
+        append(c, DEFAULT_PROJECT, events.POD_READY, {"pod_id": pod_id, "name": values["name"]}, now=now)
+        return _get(c, pod_id)
+
+    def _heartbeat(self, c: Connection, pod_id: str, key_hash: str, body: dict[str, Any]) -> tuple[bool, bool]:
+        pod = _get(c, pod_id)
+        if not hmac.compare_digest(pod.key_hash, key_hash):
+            raise Unauthorized("The pod key is not this pod's; register again.")
+        now = self._clock.now()
+        draining = pod.draining or body.get("state") == DRAINING
+        values = {
+            "state": DRAINING if draining else READY,
+            "draining": draining,
+            "queue_length": body.get("queue_running", 0) + body.get("queue_pending", 0),
+            "loras": list(body.get("loras", ())),
+            "vram_free_bytes": body.get("vram_free_bytes"),
+            "disk_free_bytes": body.get("disk_free_bytes"),
+        }
+        changed = {name: value for name, value in values.items() if _differs(getattr(pod, name), value)}
+        pod_rows.change(c, pod.project_id, pod.id, last_heartbeat_at=now, **changed)
+        revived = values["state"] == READY and pod.state != READY
+        if revived:
+            append(c, pod.project_id, events.POD_READY, {"pod_id": pod.id, "name": pod.name}, now=now)
+        return draining, revived
+
+    def _sweep(self, c: Connection) -> list[Pod]:
+        now = self._clock.now()
+        lost = []
+        for pod in pod_rows.list_all(c):
+            silent = now - pod.last_heartbeat_at
+            if pod.state != LOST and silent > self._settings.lost_after_seconds:
+                pod_rows.change(c, pod.project_id, pod.id, state=LOST)
+                told = {"pod_id": pod.id, "name": pod.name, "silent_seconds": round(silent)}
+                append(c, pod.project_id, events.POD_LOST, told, now=now)
+                lost.append(pod)
+            elif pod.state == READY and silent > self._settings.suspect_after_seconds:
+                pod_rows.change(c, pod.project_id, pod.id, state=SUSPECT)
+        return lost
+
+    def _attempt_progress(self, c: Connection, pod: Pod, prompt_id: str, body: dict[str, Any]) -> bool:
+        attempt = attempt_rows.get(c, pod.project_id, prompt_id)
+        if attempt is None or attempt.pod_id != pod.id:
+            raise NotFound(f"This pod has no attempt {prompt_id}.")
+        job = job_rows.get(c, pod.project_id, attempt.job_id)
+        newest = attempt_rows.current(c, pod.project_id, attempt.job_id)
+        if job is None or newest is None or newest.id != attempt.id or not attempt.live or is_final(job.status):
+            return True
+        if attempt_rows.raise_progress_seq(c, pod.project_id, attempt.id, int(body["seq"])):
+            progress = reported_progress(job.progress, body)
+            job_rows.note_progress(c, job.project_id, job.id, progress)
+            _tell(c, job, progress, body, self._clock.now())
+        return job.status == CANCELLING
+
+
+def reported_progress(before: Mapping[str, Any], body: Mapping[str, Any]) -> dict[str, Any]:
+    """A job's ``progress`` after a pod's report; the percentage never goes back within an attempt."""
+    phase, step, total = str(body["phase"]), body.get("step"), body.get("total_steps")
+    percent = PHASE_PERCENT.get(phase, 0.0)
+    if phase == "training" and step is not None and total:
+        begin, end = TRAINING_PERCENT
+        percent = begin + (end - begin) * min(step / total, 1.0)
+    return {
+        "phase": phase,
+        "percent": round(max(percent, float(before.get("percent") or 0.0)), 1),
+        "eta_seconds": body.get("eta_seconds"),
+        "step": step if step is not None else before.get("step"),
+        "total_steps": total if total is not None else before.get("total_steps"),
+        "loss": body.get("loss") if body.get("loss") is not None else before.get("loss"),
+    }
+
+
+def _tell(c: Connection, job: Job, progress: Mapping[str, Any], body: Mapping[str, Any], now: float) -> None:
+    files = {name: body[name] for name in ("sample_asset_id", "checkpoint_asset_id") if body.get(name)}
+    append_of_job(c, job, events.JOB_PROGRESS, now, **{"progress": dict(progress), **files})
+
+
+def _registered(body: Mapping[str, Any], key_hash: str, now: float) -> dict[str, Any]:
+    return {
+        "instance_id": body["instance_id"],
+        "name": body.get("name") or body["instance_id"][:8],
+        "kind": body["kind"],
+        "address": str(body["address"]).rstrip("/"),
+        "token": body["token"],
+        "key_hash": key_hash,
+        "state": READY,
+        "draining": False,
+        "gpu": body.get("gpu", ""),
+        "vram_bytes": body.get("vram_bytes", 0),
+        "comfyui_version": body.get("comfyui_version", ""),
+        "protocol": body["protocol"],
+        "node_pack_digest": body.get("node_pack_digest", ""),
+        "node_classes": tuple(body.get("node_classes", ())),
+        "models": {folder: list(files) for folder, files in body.get("models", {}).items()},
+        "trainers": tuple(body.get("trainers", ())),
+        "labels": tuple(body.get("labels", ())),
+        "last_heartbeat_at": now,
+    }
+
+
+def _differs(before: Any, after: Any) -> bool:
+    return bool((list(before) if isinstance(before, tuple) else before) != after)
+
+
+def _get(c: Connection, pod_id: str) -> Pod:
+    pod = pod_rows.find(c, pod_id)
+    if pod is None:
+        raise NotFound(f"There is no pod {pod_id}.")
+    return pod
+
+
+def _hash(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def _is_loopback(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
