@@ -1,0 +1,118 @@
+"""The command line's grammar."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import TypeAlias
+
+DEFAULT_URL = "http://127.0.0.1:8700"
+DESCRIPTION = "Reference images and a name in, a character out: images and video of it."
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of ``troupe``; the chosen command's name is in ``command``."""
+    parser = argparse.ArgumentParser(prog="troupe", description=DESCRIPTION)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_processes(commands)
+    _add_making(commands)
+    _add_lists(commands)
+    return parser
+
+
+# argparse has no public name for what add_subparsers answers.
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+def _add_processes(commands: Commands) -> None:
+    demo = commands.add_parser("demo", help="the whole loop on this machine, with an example character")
+    demo.add_argument("--characters", type=_count, default=1, metavar="N", help="how many example characters (1)")
+    demo.add_argument("--recipe", default="fast", help="training recipe (fast)")
+    demo.add_argument("--folder", type=Path, default=Path("demo"), help="where data and contact sheet go (./demo)")
+    demo.add_argument("--examples", type=Path, help="folder of character folders (examples/characters)")
+    _add_pod_options(demo)
+
+    serve = commands.add_parser("serve", help="the server, until Ctrl-C")
+    serve.add_argument("--host", help="address to listen on (TROUPE_HOST, 127.0.0.1)")
+    serve.add_argument("--port", type=int, help="port to listen on, 0 for a free one (TROUPE_PORT, 8700)")
+    serve.add_argument("--data", type=Path, help="data folder (TROUPE_DATA, ./data)")
+    serve.add_argument("--embedded-pod", action="store_true", help="also start two embedded pods on this machine")
+    serve.add_argument("--parent-pid", type=int, default=0, help=argparse.SUPPRESS)
+    _add_pod_options(serve)
+
+    migrate = commands.add_parser("migrate", help="bring the database to this version's shape")
+    migrate.add_argument("--data", type=Path, help="data folder (TROUPE_DATA, ./data)")
+
+
+def _add_pod_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--models", type=Path, action="append", default=[], help="embedded pods' model folder; repeat")
+    parser.add_argument("--engine", choices=("sketch", "tiny"), default="sketch", help="embedded pods' model (sketch)")
+    parser.add_argument("--threads", type=_count, help="threads of each embedded pod (the number of cores)")
+
+
+def _add_making(commands: Commands) -> None:
+    create = _client(commands, "create", "train a new character on a folder of images")
+    create.add_argument("name", metavar="NAME")
+    create.add_argument("folder", type=Path, metavar="FOLDER", help="images, and captions.json if you like")
+    for field in ("class-word", "trigger-word", "description", "base-model", "recipe"):
+        create.add_argument(f"--{field}")
+    create.add_argument("--no-wait", action="store_true", help="return as soon as the training is queued")
+
+    image = _client(commands, "image", "make images of a character")
+    _add_generation(image)
+    image.add_argument("--count", type=int)
+    image.add_argument("--format", choices=("png", "webp", "jpeg"))
+
+    video = _client(commands, "video", "make a video of a character")
+    _add_generation(video)
+    video.add_argument("--frames", type=int)
+    video.add_argument("--seconds", type=float)
+    video.add_argument("--fps", type=float)
+    video.add_argument("--motion", help="what happens, in words")
+    video.add_argument("--image-asset", dest="image_asset_id", metavar="ID", help="start at this image")
+    video.add_argument("--format", choices=("mp4", "webm"))
+
+
+def _add_generation(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("character", metavar="CHARACTER")
+    parser.add_argument("prompt", metavar="PROMPT")
+    parser.add_argument("--negative-prompt")
+    for field in ("width", "height", "steps", "seed", "version"):
+        parser.add_argument(f"--{field}", type=int)
+    parser.add_argument("--cfg", type=float)
+    parser.add_argument("--strength", type=float, dest="lora_strength", help="LoRA strength")
+    parser.add_argument("--workflow", help="workflow template")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="also save the files here")
+    parser.add_argument("--no-wait", action="store_true", help="return as soon as the job is queued")
+
+
+def _add_lists(commands: Commands) -> None:
+    for name, words in (
+        ("characters", "list characters"),
+        ("jobs", "list jobs, newest first"),
+        ("pods", "list pods"),
+        ("workflows", "list workflow templates"),
+    ):
+        listing = _client(commands, name, words)
+        if name in ("characters", "jobs"):
+            listing.add_argument("--limit", type=_count, default=20)
+        if name == "jobs":
+            listing.add_argument("--character", metavar="ID")
+            listing.add_argument("--status")
+            listing.add_argument("--kind", choices=("image", "video", "train"))
+
+
+def _client(commands: Commands, name: str, words: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=words)
+    url = os.environ.get("TROUPE_URL") or DEFAULT_URL
+    parser.add_argument("--url", default=url, help=f"the server (TROUPE_URL, {DEFAULT_URL})")
+    parser.add_argument("--json", action="store_true", help="print the server's JSON")
+    return parser
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number

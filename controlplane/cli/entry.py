@@ -1,0 +1,55 @@
+"""Where a command line becomes a running command and an exit code."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from collections.abc import Coroutine, Sequence
+from typing import Any
+
+from rich.console import Console
+
+from controlplane.cli import commands, demo, server
+from controlplane.cli.arguments import build_parser
+from controlplane.cli.stopping import Stopped, until_stopped
+from controlplane.client import RequestFailed, Unreachable
+from controlplane.errors import TroupeError
+
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
+RUNNERS = {
+    "demo": demo.run,
+    "serve": server.run,
+    "migrate": server.migrate,
+    "create": commands.create,
+    "image": commands.image,
+    "video": commands.video,
+    "characters": commands.characters,
+    "jobs": commands.jobs,
+    "pods": commands.pods,
+    "workflows": commands.workflows,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command. Exit codes: 0 done, 1 failed or refused, 2 bad usage, 128 + signal when stopped early."""
+    options = build_parser().parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format=LOG_FORMAT)
+    console = Console(highlight=False)
+    errors = Console(stderr=True, highlight=False)
+    work: Coroutine[Any, Any, int] = RUNNERS[options.command](options, console)
+    try:
+        return asyncio.run(until_stopped(work))
+    except Stopped as stopped:
+        return stopped.exit_code
+    except RequestFailed as error:
+        errors.print(f"[red]refused[/] ({error.http_status} {error.problem_code}): ", end="")
+        errors.print(error.detail, markup=False, soft_wrap=True)
+        for part in error.errors:
+            errors.print(f"  {part.get('pointer', '')}: {part.get('detail', '')}", markup=False, soft_wrap=True)
+    except Unreachable as error:
+        words = f"{error.detail} Is a server running? Start one with: troupe serve --embedded-pod"
+        errors.print(words, markup=False, soft_wrap=True)
+    except TroupeError as error:
+        errors.print(error.detail, markup=False, soft_wrap=True)
+    return 1

@@ -1,0 +1,87 @@
+"""``troupe serve``: the server in this process and, on request, two embedded pods as its children."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import socket
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from controlplane.cli.children import Command, importable, kept
+from controlplane.settings import Settings
+
+EMBEDDED_PODS = {"pictures": "image,video", "training": "train"}
+"""Names and labels: a training never shares a pod's queue with pictures."""
+TRAINING_NICENESS = 5
+"""Pictures that are asked for during a training come first; an idle machine loses nothing by it."""
+PARENT_POLL_SECONDS = 1.0
+
+
+async def run(options: argparse.Namespace, console: Console) -> int:
+    """Serve until a signal arrives, or until the parent process is gone where one was named."""
+    # Here, so that the commands that only speak HTTP start without the server's packages.
+    from controlplane import app
+
+    given = {"host": options.host, "port": options.port, "data": options.data}
+    settings = Settings(**{name: value for name, value in given.items() if value is not None})
+    async with app.running(settings) as url:
+        console.print(f"Troupe listens on {url} (API: {url}/docs)", soft_wrap=True)
+        pods = embedded_pods(options, settings.data, url, app.join_token(settings)) if options.embedded_pod else []
+        async with kept(pods):
+            await _parent_gone(options.parent_pid)
+    return 0
+
+
+async def migrate(options: argparse.Namespace, console: Console) -> int:
+    """Bring the database to this version's shape."""
+    from controlplane import app
+
+    settings = Settings(**({"data": options.data} if options.data is not None else {}))
+    await asyncio.to_thread(app.migrate_database, settings)
+    console.print("The database has this version's shape.")
+    return 0
+
+
+def free_port(host: str) -> int:
+    """A TCP port that is free now."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+def embedded_pods(options: argparse.Namespace, data: Path, url: str, join_token: str) -> list[Command]:
+    """The two pods of ``--embedded-pod``; their join token travels in the environment, never in an argument."""
+    threads = options.threads or os.cpu_count() or 1
+    return [
+        Command(
+            name=f"pod {name}",
+            arguments=[
+                sys.executable, "-m", "pod_images.embedded", "--control-plane", url,
+                "--name", name, "--labels", labels, "--data", str(_folder(data, "pods", name)),
+                "--threads", str(threads), "--engine", options.engine, "--parent-pid", str(os.getpid()),
+                *(part for folder in options.models for part in ("--models", str(folder.resolve()))),
+            ],
+            log_file=_folder(data, "logs") / f"pod-{name}.log",
+            environment={
+                "TROUPE_JOIN_TOKEN": join_token,
+                "OMP_NUM_THREADS": str(threads),
+                **importable(),
+            },
+            niceness=TRAINING_NICENESS if labels == "train" else 0,
+        )
+        for name, labels in EMBEDDED_PODS.items()
+    ]  # fmt: skip
+
+
+def _folder(data: Path, *parts: str) -> Path:
+    return data.resolve().joinpath(*parts)
+
+
+async def _parent_gone(parent: int) -> None:
+    """Return when the named parent process is gone; never, where none was named."""
+    while not parent or os.getppid() == parent:  # noqa: ASYNC110 - no system tells a child that its parent ended
+        await asyncio.sleep(PARENT_POLL_SECONDS)
