@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -150,7 +150,7 @@ def _progress_state(data: Mapping[str, Any]) -> Message:
     return ProgressState(str(data["prompt_id"]), nodes)
 
 
-_PARSERS = {
+_PARSERS: Mapping[str, Callable[[Mapping[str, Any]], Message]] = {
     "status": _status,
     "feature_flags": lambda data: Features(dict(data)),
     "execution_start": lambda data: Started(str(data["prompt_id"])),

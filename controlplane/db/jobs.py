@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, and_, insert, or_, select, update
+from sqlalchemy import Connection, Row, Select, and_, func, insert, or_, select, update
 
 from controlplane.db.rows import values_of
 from controlplane.db.tables import jobs
@@ -62,19 +62,28 @@ def latest_of_characters(c: Connection, project_id: str, character_ids: Collecti
     return found
 
 
-def due(c: Connection, now: float, limit: int) -> list[Job]:
-    """Queued jobs of every project whose time has come, highest priority first, then oldest; locked on PostgreSQL."""
-    query = (
-        select(jobs)
-        .where(jobs.c.status == QUEUED, jobs.c.not_before <= now)
-        .order_by(jobs.c.priority.desc(), jobs.c.created_at, jobs.c.id)
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-    )
-    return _all(c, query)
+def due(c: Connection, now: float, per_group: int) -> list[Job]:
+    """Queued jobs of every project whose time has come, highest priority first, then oldest.
+
+    Jobs of one project, template and base model ask the same of a pod, so only the first ``per_group`` of each such
+    group come: thousands of jobs that nothing can serve never hide one that a pod waits for. Locked on PostgreSQL.
+    """
+    order = (jobs.c.priority.desc(), jobs.c.created_at, jobs.c.id)
+    group = (jobs.c.project_id, jobs.c.template, jobs.c.template_digest, jobs.c.base_model)
+    place = func.row_number().over(partition_by=group, order_by=order).label("place")
+    ranked = select(jobs.c.id, place).where(jobs.c.status == QUEUED, jobs.c.not_before <= now).subquery()
+    firsts = select(ranked.c.id).where(ranked.c.place <= per_group)
+    query = select(jobs).where(jobs.c.id.in_(firsts), jobs.c.status == QUEUED).order_by(*order)
+    return _all(c, query.with_for_update(skip_locked=True))
 
 
-def claim(c: Connection, project_id: str, job_id: str, owner: str, lease_until: float, now: float) -> Job | None:
+def overdue(c: Connection, now: float, limit: int) -> list[Job]:
+    """Queued jobs whose deadline has passed."""
+    query = select(jobs).where(jobs.c.status == QUEUED, jobs.c.deadline_at <= now).limit(limit)
+    return _all(c, query.with_for_update(skip_locked=True))
+
+
+def claim(c: Connection, project_id: str, job_id: str, owner: str, lease_until: float) -> Job | None:
     """Take a queued job; None where somebody else was quicker. Raises ``claim_no``, which fences later writes."""
     return _one(
         c.execute(

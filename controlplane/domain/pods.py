@@ -117,7 +117,6 @@ def choose(
     needs: Needs,
     pods: Sequence[Pod],
     loads: Mapping[str, Load],
-    now: float,
     avoid: frozenset[str] = frozenset(),
 ) -> Choice:
     """Choose a pod for one job; pure.
@@ -126,7 +125,7 @@ def choose(
     resident, LoRA resident, LoRA on disk), then longest idle. ``avoid`` names pods where the job failed before: they
     are used only while no other capable pod is known.
     """
-    verdicts = {pod.id: _verdict(needs, pod, loads.get(pod.id), now) for pod in pods}
+    verdicts = {pod.id: _verdict(needs, pod, loads.get(pod.id)) for pod in pods}
     capable = [pod for pod in pods if not lacks(needs, pod) and pod.state == READY and not pod.draining]
     others = [pod for pod in capable if pod.id not in avoid]
     if others:
@@ -143,10 +142,9 @@ def _is_free(load: Load | None) -> bool:
     return load is None or load.running < CAPACITY
 
 
-def _verdict(needs: Needs, pod: Pod, load: Load | None, now: float) -> str:
+def _verdict(needs: Needs, pod: Pod, load: Load | None) -> str:
     if pod.state != READY:
-        silence = f", silent for {now - pod.last_heartbeat_at:.0f} s" if pod.state in (SUSPECT, LOST) else ""
-        return f"is {pod.state}{silence}"
+        return f"is {pod.state}"
     if pod.draining:
         return "is draining"
     missing = lacks(needs, pod)

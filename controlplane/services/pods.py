@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
@@ -82,7 +82,7 @@ class Pods:
         self._hints.wake()
         return pod
 
-    async def list(self, project_id: str) -> list[Pod]:
+    async def list(self, project_id: str) -> Sequence[Pod]:
         """Every pod, oldest first."""
         return await self._db.read(pod_rows.list_all, project_id)
 
@@ -93,7 +93,7 @@ class Pods:
             raise Unauthorized("The pod key is not known here; register again.")
         return pod
 
-    async def sweep(self) -> list[Pod]:
+    async def sweep(self) -> Sequence[Pod]:
         """Mark pods that are silent as suspect, and after longer silence as lost; returns those newly lost."""
         lost = await self._db.write(self._sweep)
         if lost:
@@ -161,7 +161,7 @@ class Pods:
             append(c, pod.project_id, events.POD_READY, {"pod_id": pod.id, "name": pod.name}, now=now)
         return draining, revived
 
-    def _sweep(self, c: Connection) -> list[Pod]:
+    def _sweep(self, c: Connection) -> Sequence[Pod]:
         now = self._clock.now()
         lost = []
         for pod in pod_rows.list_all(c):

@@ -1,0 +1,175 @@
+"""ComfyUI's HTTP routes from the client's side; foreign errors become PodRefused or PodUnreachable here."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
+
+import aiohttp
+
+from controlplane.comfy.messages import Finished, Queue, parse_history, parse_queue
+from controlplane.comfy.prompt import prompt_body
+from controlplane.errors import PodRefused, PodUnreachable
+
+CALL_SECONDS = 30.0
+UPLOAD_SECONDS = 300.0
+
+# Another pod may have the model, the class or the file; these words of node_errors say that this one has not.
+POD_SPECIFIC_ERRORS = frozenset({"value_not_in_list", "custom_validation_failed"})
+
+
+class ComfyClient:
+    """One pod's routes. Every call carries the pod's bearer token and ends in ``call_seconds`` at most."""
+
+    def __init__(
+        self, session: aiohttp.ClientSession, url: str, token: str, call_seconds: float = CALL_SECONDS
+    ) -> None:
+        self._session = session
+        self._url = url.rstrip("/")
+        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._seconds = call_seconds
+
+    async def submit(self, graph: Mapping[str, Any], prompt_id: str, client_id: str) -> None:
+        """Queue a graph under our ids.
+
+        Raises PodRefused where it is certain that nothing runs, PodUnreachable where it may have been queued: then
+        ask ``queue`` and ``history``, never submit blindly again (a duplicate id runs twice).
+        """
+        body = prompt_body(graph, prompt_id, client_id)
+        async with self._call("POST", "/prompt", json=body) as response:
+            text = await response.text()
+            if response.status >= 500:
+                # A 500 may still have queued it.
+                raise PodUnreachable(f"The pod answered {response.status} to a prompt: {text[:200]}")
+            if response.status != 200:
+                raise _refusal(response.status, text)
+        node_errors = _json(text).get("node_errors")
+        if node_errors:
+            # Only a part of the graph would run; that part is of no use to anybody.
+            await self.take_back(prompt_id)
+            raise _refusal(200, text)
+
+    async def history(self, prompt_id: str) -> Finished | None:
+        """How a prompt ended, None where the pod holds no entry (not finished, unknown, deleted or lost)."""
+        return parse_history(prompt_id, await self._get(f"/history/{prompt_id}"))
+
+    async def queue(self) -> Queue:
+        """What runs and waits."""
+        return parse_queue(await self._get("/queue"))
+
+    async def delete_pending(self, prompt_ids: Sequence[str]) -> None:
+        """Take waiting prompts out of the queue; running ones are not touched, unknown ones ignored."""
+        await self._post("/queue", {"delete": list(prompt_ids)})
+
+    async def interrupt(self, prompt_id: str) -> None:
+        """Ask the worker to stop this prompt; it does so at its next check, and only if this one runs."""
+        await self._post("/interrupt", {"prompt_id": prompt_id})
+
+    async def take_back(self, prompt_id: str) -> bool:
+        """Delete the prompt if it waits, interrupt it if it runs; True where it now does neither."""
+        await self.delete_pending([prompt_id])
+        queue = await self.queue()
+        if prompt_id in queue.running:
+            await self.interrupt(prompt_id)
+        return not queue.holds(prompt_id)
+
+    async def forget(self, prompt_ids: Sequence[str]) -> None:
+        """Delete history entries."""
+        await self._post("/history", {"delete": list(prompt_ids)})
+
+    async def upload(self, name: str, data: bytes, media_type: str) -> str:
+        """Place an input file (``sub/name.png`` or ``name.png``) and return the name the graph must use.
+
+        An existing file of that name is overwritten. Raises PodRefused where the pod keeps it under another name.
+        """
+        folder, _, base = name.rpartition("/")
+        form = aiohttp.FormData()
+        form.add_field("image", data, filename=base, content_type=media_type)
+        form.add_field("type", "input")
+        form.add_field("subfolder", folder)
+        form.add_field("overwrite", "true")
+        async with self._call("POST", "/upload/image", seconds=UPLOAD_SECONDS, data=form) as response:
+            text = await response.text()
+            if response.status != 200:
+                raise _refusal(response.status, text)
+        stored = _json(text)
+        placed = "/".join(part for part in (stored.get("subfolder"), stored.get("name")) if part)
+        if placed != name:
+            raise PodRefused(f"The pod stored the input file {name} as {placed}.")
+        return placed
+
+    async def system_stats(self) -> Mapping[str, Any]:
+        """Versions and memory. A 200 says that HTTP answers, not that the worker lives."""
+        return await self._get("/system_stats")
+
+    async def free(self, *, unload_models: bool = True, free_memory: bool = True) -> None:
+        """Ask the worker to drop models and its node cache before the next prompt."""
+        await self._post("/free", {"unload_models": unload_models, "free_memory": free_memory})
+
+    async def _get(self, path: str) -> Mapping[str, Any]:
+        async with self._call("GET", path) as response:
+            text = await response.text()
+            if response.status != 200:
+                raise _unexpected(response.status, path, text)
+        return _json(text)
+
+    async def _post(self, path: str, body: Mapping[str, Any]) -> None:
+        async with self._call("POST", path, json=body) as response:
+            text = await response.text()
+            if response.status != 200:
+                raise _unexpected(response.status, path, text)
+
+    @contextlib.asynccontextmanager
+    async def _call(
+        self, method: str, path: str, *, seconds: float | None = None, **arguments: Any
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        timeout = aiohttp.ClientTimeout(total=seconds or self._seconds)
+        try:
+            async with self._session.request(
+                method, self._url + path, headers=self._headers, timeout=timeout, allow_redirects=False, **arguments
+            ) as response:
+                yield response
+        except aiohttp.ClientConnectorError as error:
+            raise PodUnreachable(f"No connection to {self._url}: {error}", never_sent=True) from error
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            reason = str(error) or type(error).__name__
+            raise PodUnreachable(f"{method} {path} at {self._url} failed: {reason}") from error
+
+
+def _json(text: str) -> Mapping[str, Any]:
+    try:
+        body = json.loads(text)
+    except ValueError as error:
+        raise PodUnreachable(f"The pod's answer is not JSON: {text[:200]}") from error
+    return body if isinstance(body, dict) else {}
+
+
+def _unexpected(status: int, path: str, text: str) -> PodRefused | PodUnreachable:
+    if status in (401, 403):
+        return PodRefused(f"The pod refused our token at {path} ({status}).", pod_specific=True)
+    return PodUnreachable(f"The pod answered {status} at {path}: {text[:200]}")
+
+
+def _refusal(status: int, text: str) -> PodRefused:
+    """Name the reason that a person can act on: the first node error, else the error's message."""
+    if status in (401, 403):
+        return PodRefused(f"The pod refused our token ({status}).", pod_specific=True)
+    try:
+        body = json.loads(text)
+    except ValueError:
+        return PodRefused(f"The pod refused the request ({status}): {text[:200]}", pod_specific=status == 413)
+    error = body.get("error") or {}
+    told, specific = [], error.get("type") == "invalid_prompt" and "does not exist" in str(error.get("message"))
+    for node_id, node in (body.get("node_errors") or {}).items():
+        for one in node.get("errors") or []:
+            specific = specific or one.get("type") in POD_SPECIFIC_ERRORS
+            told.append(f"node {node_id} ({node.get('class_type')}): {one.get('message')} ({one.get('details')})")
+    message = error.get("message") or "a part of the graph is not valid"
+    details = "; ".join(told[:3]) or error.get("details") or ""
+    return PodRefused(
+        f"The pod refused the graph: {message}{': ' + details if details else ''}",
+        pod_specific=specific,
+        node_errors=body.get("node_errors") or {},
+    )

@@ -1,0 +1,257 @@
+"""The provider for pods that speak ComfyUI's protocol, the embedded one included: one attempt is one prompt."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import mimetypes
+import time
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+
+from controlplane.comfy.client import ComfyClient
+from controlplane.comfy.messages import (
+    Cached,
+    Ended,
+    Executing,
+    Finished,
+    Message,
+    NodeState,
+    Progress,
+    ProgressState,
+    Started,
+)
+from controlplane.comfy.socket import PodSocket
+from controlplane.errors import PodRefused, PodUnreachable
+from controlplane.ports import BlobStore, PodAddress, Update, Work
+
+log = logging.getLogger(__name__)
+
+PROBE_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How often the truth is asked for, and when an absent prompt counts as lost. Seconds."""
+
+    poll: float = 1.0
+    """Between looks while hints come in."""
+    blind_poll: float = 1.0
+    """Between looks without a websocket."""
+    absent_looks: int = 3
+    absent_seconds: float = 5.0
+    unreachable_seconds: float = 180.0
+    submit_seconds: float = 30.0
+
+
+class ComfyUIProvider:
+    """Submits, follows, cancels and forgets prompts. All calls are idempotent by prompt_id.
+
+    ``/history`` and ``/queue`` are the truth, the websocket only makes it arrive sooner. ``session`` must not have a
+    total timeout of its own.
+    """
+
+    def __init__(self, session: aiohttp.ClientSession, blobs: BlobStore, pace: Pace | None = None) -> None:
+        self._session = session
+        self._blobs = blobs
+        self._pace = pace or Pace()
+
+    async def start(self, work: Work) -> None:
+        """Upload input files and submit. Raises PodRefused (never ran) or PodUnreachable (may have been queued)."""
+        client = self._client(work.pod)
+        for name, key in work.files:
+            media_type = mimetypes.guess_type(name)[0] or "application/octet-stream"
+            try:
+                await client.upload(name, await self._blobs.get(key), media_type)
+            except PodUnreachable as error:
+                detail = f"An input file did not get to the pod: {error.detail}"
+                raise PodRefused(detail, pod_specific=True, unreachable=True) from error
+        try:
+            await client.submit(work.graph, work.prompt_id, work.client_id)
+        except PodUnreachable as error:
+            if error.extra.get("never_sent"):
+                raise PodRefused(error.detail, pod_specific=True, unreachable=True) from error
+            if not await self._is_there(client, work.prompt_id):
+                raise
+
+    async def follow(self, work: Work) -> AsyncIterator[Update]:
+        """Yield updates until a final one; may be called anew by another process for the same prompt_id."""
+        client = self._client(work.pod)
+        looks = _Looks(self._pace)
+        meter = _Meter(work.graph)
+        running = False
+        async with PodSocket(self._session, work.pod.url, work.pod.token, work.client_id) as socket:
+            # A hint that comes before the first look is never missed; a pod without hints costs this wait once.
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(socket.opened.wait(), self._pace.poll)
+            while True:
+                update = await looks.look(client, work.prompt_id)
+                if update is not None and not (update.kind == "running" and running):
+                    yield update
+                    if update.kind in FINAL_UPDATES:
+                        return
+                running = running or (update is not None and update.kind == "running")
+                async for update in self._hints(socket, work.prompt_id, meter):
+                    if update.kind == "running" and running:
+                        continue
+                    running = True
+                    yield update
+
+    async def cancel(self, work: Work) -> bool:
+        """Delete it if pending, interrupt it if running; True when it is confirmed to be neither."""
+        try:
+            return await self._client(work.pod).take_back(work.prompt_id)
+        except (PodUnreachable, PodRefused) as error:
+            log.info("cancel of %s is not confirmed: %s", work.prompt_id, error)
+            return False
+
+    async def forget(self, work: Work) -> None:
+        """Drop the pod's own record; a pod that does not answer keeps it until it restarts, which does no harm."""
+        with contextlib.suppress(PodUnreachable, PodRefused):
+            await self._client(work.pod).forget([work.prompt_id])
+
+    async def probe(self, pod: PodAddress) -> bool:
+        """Whether the pod answers and takes our token."""
+        try:
+            await ComfyClient(self._session, pod.url, pod.token, PROBE_SECONDS).system_stats()
+        except (PodUnreachable, PodRefused):
+            return False
+        return True
+
+    async def _hints(self, socket: PodSocket, prompt_id: str, meter: _Meter) -> AsyncIterator[Update]:
+        """Hints until the next look at the truth is due, which is at once when the prompt seems to have ended."""
+        if socket.gone:
+            await asyncio.sleep(self._pace.blind_poll)
+            return
+        due = time.monotonic() + self._pace.poll
+        while (rest := due - time.monotonic()) > 0:
+            message = await socket.next(rest)
+            if message is None or _seems_over(message, prompt_id):
+                return
+            update = meter.read(message, prompt_id)
+            if update is not None:
+                yield update
+
+    async def _is_there(self, client: ComfyClient, prompt_id: str) -> bool:
+        try:
+            return await client.history(prompt_id) is not None or (await client.queue()).holds(prompt_id)
+        except (PodUnreachable, PodRefused):
+            return False
+
+    def _client(self, pod: PodAddress) -> ComfyClient:
+        return ComfyClient(self._session, pod.url, pod.token, self._pace.submit_seconds)
+
+
+FINAL_UPDATES = frozenset({"succeeded", "failed", "interrupted", "lost"})
+
+
+def _seems_over(message: Message, prompt_id: str) -> bool:
+    if isinstance(message, Executing):
+        return message.node is None and message.prompt_id in (prompt_id, None)
+    # execution_success precedes the history entry by some milliseconds; executing{node: null} follows it.
+    return isinstance(message, Ended) and message.how != "succeeded" and message.prompt_id == prompt_id
+
+
+@dataclass
+class _Looks:
+    """Asks the pod for the truth and remembers for how long it has been absent or silent."""
+
+    pace: Pace
+    absent: int = 0
+    absent_since: float = 0.0
+    silent_since: float | None = None
+
+    async def look(self, client: ComfyClient, prompt_id: str) -> Update | None:
+        try:
+            finished = await client.history(prompt_id)
+            queue = await client.queue() if finished is None else None
+        except PodRefused as error:
+            return Update("lost", error={"type": "PodRefused", "message": error.detail})
+        except PodUnreachable as error:
+            return self._unreachable(error)
+        self.silent_since = None
+        if finished is not None:
+            return _final(finished)
+        if queue is not None and queue.holds(prompt_id):
+            self.absent = 0
+            return Update("running" if prompt_id in queue.running else "queued")
+        return self._absent()
+
+    def _absent(self) -> Update | None:
+        if self.absent == 0:
+            self.absent_since = time.monotonic()
+        self.absent += 1
+        if self.absent < self.pace.absent_looks or time.monotonic() - self.absent_since < self.pace.absent_seconds:
+            return None
+        message = "The pod has it neither in its queue nor in its history; it was probably restarted."
+        return Update("lost", error={"type": "Absent", "message": message})
+
+    def _unreachable(self, error: PodUnreachable) -> Update | None:
+        now = time.monotonic()
+        if self.silent_since is None:
+            self.silent_since = now
+        if now - self.silent_since < self.pace.unreachable_seconds:
+            return None
+        message = f"The pod did not answer for {now - self.silent_since:.0f} s: {error.detail}"
+        return Update("lost", error={"type": "Unreachable", "message": message})
+
+
+def _final(finished: Finished) -> Update:
+    return Update(finished.how, outputs=finished.outputs, error=finished.error)
+
+
+@dataclass
+class _Meter:
+    """Turns hints into one number for the whole graph: nodes with steps or frames weigh as much as those."""
+
+    graph: Mapping[str, Any]
+    cached: set[str] = field(default_factory=set)
+    states: Mapping[str, NodeState] = field(default_factory=dict)
+    best: float = 0.0
+
+    def read(self, message: Message, prompt_id: str) -> Update | None:
+        """An update where the message tells of this prompt's progress."""
+        match message:
+            case Started(prompt_id=told) | Cached(prompt_id=told) if told != prompt_id:
+                return None
+            case Started():
+                return Update("running")
+            case Cached(nodes=nodes):
+                self.cached.update(nodes)
+                return Update("running")
+            case ProgressState(prompt_id=told, nodes=states) if told == prompt_id:
+                self.states = states
+                return Update("progress", fraction=self._fraction())
+            case Progress(prompt_id=told, node=node, value=value, maximum=maximum) if told in (prompt_id, None):
+                return self._stepped(node, value, maximum)
+            case Executing(prompt_id=told, node=node) if told in (prompt_id, None):
+                return Update("progress", fraction=self._fraction(), node=node)
+            case _:
+                return None
+
+    def _stepped(self, node: str | None, value: float, maximum: float) -> Update:
+        if node is not None:
+            self.states = {**self.states, node: NodeState(value, maximum, False)}
+        return Update("progress", self._fraction(), node, int(value), int(maximum))
+
+    def _fraction(self) -> float:
+        weights = {node_id: _weight(node) for node_id, node in self.graph.items() if node_id not in self.cached}
+        total = sum(weights.values())
+        done = sum(weights[node_id] * _share(state) for node_id, state in self.states.items() if node_id in weights)
+        self.best = max(self.best, min(done / total, 1.0) if total else 0.0)
+        return self.best
+
+
+def _share(state: NodeState) -> float:
+    return 1.0 if state.finished else min(state.value / state.maximum, 1.0) if state.maximum > 0 else 0.0
+
+
+def _weight(node: Mapping[str, Any]) -> float:
+    inputs = node.get("inputs", {})
+    steps, frames = inputs.get("steps"), inputs.get("frames")
+    weight = float(steps) if isinstance(steps, (int, float)) else 1.0
+    return max(1.0, weight * (float(frames) if isinstance(frames, (int, float)) else 1.0))
