@@ -57,7 +57,8 @@ async def serve(options: argparse.Namespace) -> int:
     site = web.TCPSite(runner, options.host, options.port)
     await site.start()
     address = f"http://{options.host}:{runner.addresses[0][1]}"
-    print(json.dumps({"event": "ready", "address": address}), flush=True)
+    sys.stdout.write(json.dumps({"event": "ready", "address": address}) + "\n")
+    sys.stdout.flush()
     try:
         await _until_ended(pod, options, address, join_token)
     finally:

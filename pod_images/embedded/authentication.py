@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hmac
 import json
-from collections.abc import Awaitable, Callable
 from urllib.parse import urlsplit
 
 from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 
 
@@ -21,7 +20,7 @@ def problem(status: int, code: str, detail: str, **headers: str) -> web.Response
     )
 
 
-def bearer_check(token: str) -> Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]:
+def bearer_check(token: str) -> Middleware:
     """The middleware that lets only holders of the pod token in; compares in constant time."""
     expected = f"Bearer {token}".encode()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import traceback
 from typing import Any
 
@@ -67,7 +68,7 @@ class _Run:
         self._cache.begin(prompt, self._registry, self._hidden)
         cached = [node_id for node_id in prompt if self._cache.get(node_id) is not None]
         self._say(wire.stamped("execution_cached", nodes=cached, prompt_id=self._item.prompt_id))
-        for node_id in execution_order(prompt, self._item.outputs, set(cached).__contains__):
+        for node_id in execution_order(prompt, self._item.outputs, set(cached).__contains__, self._is_output):
             known = self._cache.get(node_id)
             if known is None:
                 known = self._run_node(node_id)
@@ -76,6 +77,9 @@ class _Run:
             if known.ui:
                 self._outputs[node_id] = known.ui
             self._progress.finish(node_id)
+
+    def _is_output(self, node_id: str) -> bool:
+        return bool(getattr(self._registry.classes[self._item.prompt[node_id]["class_type"]], "OUTPUT_NODE", False))
 
     def _run_node(self, node_id: str) -> CachedNode:
         self._progress.start(node_id)
@@ -160,7 +164,7 @@ def _type_name(exc: BaseException) -> str:
 
 def shown(value: Any) -> Any:
     """A node input as /history may show it: plain values as they are, the rest as short text."""
-    if value is None or isinstance(value, bool | int | float):
+    if value is None or isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)):
         return value
     text = value if isinstance(value, str) else str(value)
     return text if len(text) <= MAX_SHOWN_CHARACTERS else text[:MAX_SHOWN_CHARACTERS] + "..."

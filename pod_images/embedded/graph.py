@@ -12,6 +12,7 @@ Prompt = dict[str, dict[str, Any]]
 NodeInputs = dict[str, list[Any]]
 # Outputs of a finished node: one list of values for each output slot.
 Outputs = list[list[Any]]
+_LOOK_AHEAD = 2
 
 
 @dataclass(frozen=True)
@@ -97,26 +98,51 @@ def gather_inputs(
     return gathered
 
 
-def execution_order(prompt: Prompt, outputs: list[str], is_cached: Callable[[str], bool]) -> list[str]:
-    """Node ids in the order they run: what an output needs comes first, what is cached is left out.
+def execution_order(
+    prompt: Prompt, outputs: list[str], is_cached: Callable[[str], bool], is_output: Callable[[str], bool]
+) -> list[str]:
+    """Node ids in the order ComfyUI runs them; what is cached is left out, except requested outputs.
 
-    Requested outputs are always in the list, even when cached, because they must report again. A loop in the links
-    cannot get here: validation refuses it.
+    Among the nodes whose inputs are there, an output node goes first, then the one that leads to an output in the
+    fewest steps (at most two are looked ahead), then the one found first. A loop in the links cannot get here:
+    validation refuses it.
     """
+    waits_for = _needed(prompt, outputs, is_cached)
+    feeds: dict[str, list[str]] = {node_id: [] for node_id in waits_for}
+    for node_id, sources in waits_for.items():
+        for source in sources:
+            feeds[source].append(node_id)
     order: list[str] = []
-    done: set[str] = set()
-    # An explicit stack: graphs may be deeper than Python's recursion limit.
-    for output in outputs:
-        stack: list[tuple[str, bool]] = [(output, False)]
-        while stack:
-            node_id, expanded = stack.pop()
-            if node_id in done:
-                continue
-            if expanded or is_cached(node_id):
-                done.add(node_id)
-                if not is_cached(node_id) or node_id in outputs:
-                    order.append(node_id)
-                continue
-            stack.append((node_id, True))
-            stack.extend((source, False) for source, _ in reversed(links_of(prompt[node_id])) if source not in done)
+    while waits_for:
+        ready = [node_id for node_id, sources in waits_for.items() if not sources]
+        chosen = min(ready, key=lambda node_id: _steps_to_output(node_id, feeds, is_output))
+        order.append(chosen)
+        del waits_for[chosen]
+        for follower in feeds[chosen]:
+            waits_for[follower].discard(chosen)
     return order
+
+
+def _needed(prompt: Prompt, outputs: list[str], is_cached: Callable[[str], bool]) -> dict[str, set[str]]:
+    """node id -> the uncached nodes it waits for, in the order in which a walk from the outputs meets them."""
+    waits_for: dict[str, set[str]] = {}
+    for output in outputs:
+        # An explicit stack: graphs may be deeper than Python's recursion limit.
+        stack = [output]
+        while stack:
+            node_id = stack.pop()
+            if node_id in waits_for:
+                continue
+            sources = [] if is_cached(node_id) else [source for source, _ in links_of(prompt[node_id])]
+            waits_for[node_id] = {source for source in sources if not is_cached(source)}
+            stack.extend(source for source in sources if source in waits_for[node_id])
+    return waits_for
+
+
+def _steps_to_output(node_id: str, feeds: Mapping[str, list[str]], is_output: Callable[[str], bool]) -> int:
+    reached = [node_id]
+    for steps in range(_LOOK_AHEAD + 1):
+        if any(is_output(other) for other in reached):
+            return steps
+        reached = [follower for other in reached for follower in feeds[other]]
+    return _LOOK_AHEAD + 1

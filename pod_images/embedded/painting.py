@@ -63,7 +63,8 @@ def sample(
     """Euler over the normal schedule; the same arguments give the same latents on the same machine."""
     from comfy_nodes.sketch import sampling
 
-    start = _with_channels(latent["samples"], model.modules.unet.config.in_channels)
+    unet: Any = model.modules.unet  # diffusers gives `config` at run time only
+    start = _with_channels(latent["samples"], unet.config.in_channels)
     # torch's generators take signed 64 bits; ComfyUI's seeds are unsigned
     signed = seed - (1 << 64) if seed >= 1 << 63 else seed
     painted = sampling.sample(

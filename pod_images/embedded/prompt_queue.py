@@ -41,7 +41,8 @@ class PromptQueue:
     """Thread-safe: HTTP handlers put and read, one worker gets and finishes.
 
     Args:
-        changed: called after every change with nothing held; it must not block.
+        changed: called after every change, with the lock held (so that readers hear of changes in their order); it
+            may call back into this queue from the same thread but must not block.
     """
 
     def __init__(self, changed: Callable[[], None] = lambda: None) -> None:
@@ -58,7 +59,7 @@ class PromptQueue:
             self._pending.append(item)
             self._pending.sort(key=QueuedPrompt.rank)
             self._condition.notify()
-        self._changed()
+            self._changed()
 
     def next_number(self) -> int:
         """A number that grows with every accepted prompt."""
@@ -73,9 +74,8 @@ class PromptQueue:
             if not self._pending or not self._open:
                 return None
             self._running = self._pending.pop(0)
-            item = self._running
-        self._changed()
-        return item
+            self._changed()
+            return self._running
 
     def finish(self, item: QueuedPrompt, entry: dict[str, Any]) -> None:
         """Writes the history entry and frees the worker, in one step for readers."""
@@ -85,8 +85,7 @@ class PromptQueue:
             self._history[item.prompt_id] = {"prompt": item.as_list(), **entry}
             while len(self._history) > MAX_HISTORY:
                 del self._history[next(iter(self._history))]
-            self._condition.notify_all()
-        self._changed()
+            self._changed()
 
     def close(self) -> None:
         with self._condition:
@@ -108,14 +107,13 @@ class PromptQueue:
             found = next((item for item in self._pending if item.prompt_id == prompt_id), None)
             if found is not None:
                 self._pending.remove(found)
-        if found is not None:
-            self._changed()
-        return found is not None
+                self._changed()
+            return found is not None
 
     def clear(self) -> None:
         with self._condition:
             self._pending.clear()
-        self._changed()
+            self._changed()
 
     def interrupt(self, prompt_id: str | None = None) -> bool:
         """Asks the running prompt to stop, only if it is `prompt_id` where one is given."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
-from .authentication import Handler, bearer_check
+from .authentication import bearer_check
 from .keys import POD
 from .pod import Pod
 from .routes import files, info, prompts

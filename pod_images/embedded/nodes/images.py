@@ -71,7 +71,8 @@ class LoadImage:
     def load_image(self, image: str) -> tuple[Tensor, Tensor]:
         import torch
 
-        pictures, masks = [], []
+        pictures: list[Tensor] = []
+        masks: list[Tensor] = []
         with Image.open(annotated_path(image)) as opened:
             for frame in ImageSequence.Iterator(opened):
                 picture, mask = _picture_and_mask(ImageOps.exif_transpose(frame))
@@ -158,7 +159,8 @@ def _resized(image: Tensor, method: str, width: int, height: int) -> Tensor:
 def to_bytes(image: Tensor) -> np.ndarray[Any, Any]:
     """IMAGE as uint8 [N, H, W, 3]."""
     scaled = image.detach().cpu().float().numpy() * 255
-    return np.clip(scaled, 0, 255).astype(np.uint8)
+    pixels: np.ndarray[Any, Any] = np.clip(scaled, 0, 255).astype(np.uint8)
+    return pixels
 
 
 class SaveImage:

@@ -45,8 +45,8 @@ async def post_prompt(request: web.Request) -> web.Response:
 
 
 def _graph(prompt: Any) -> Prompt:
-    """A graph is a dict of dicts; anything else ends as ComfyUI's plain 500."""
-    if not isinstance(prompt, dict) or not all(isinstance(node, dict) for node in prompt.values()):
+    """A graph is a dict; anything else ends as ComfyUI's plain 500. Its nodes are judged by validation."""
+    if not isinstance(prompt, dict):
         raise TypeError("a prompt is a dict of nodes")
     return prompt
 
