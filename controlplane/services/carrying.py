@@ -19,9 +19,9 @@ from controlplane.domain.pods import READY, SUSPECT, Pod
 from controlplane.errors import PodRefused, PodUnreachable, TroupeError
 from controlplane.ports import Clock, PodAddress, Provider, Update, Work
 from controlplane.services import outcomes
+from controlplane.services.claiming import Claimed
 from controlplane.services.events import Hints
 from controlplane.services.outcomes import Hooks
-from controlplane.services.placement import Claimed
 from controlplane.settings import Settings
 
 log = logging.getLogger(__name__)

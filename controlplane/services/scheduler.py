@@ -20,9 +20,9 @@ from controlplane.domain.pods import LOST, Pod
 from controlplane.errors import StaleClaim
 from controlplane.ports import Clock, Provider
 from controlplane.services.carrying import Carrier, Held
+from controlplane.services.claiming import Claimed, claim_next, fail_overdue, take_over
 from controlplane.services.events import Hints
 from controlplane.services.outcomes import Hooks
-from controlplane.services.placement import Claimed, fail_overdue, place_next, take_over
 from controlplane.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -104,7 +104,7 @@ class Scheduler:
         now = self._clock.now()
         lease_until = now + self._settings.lease_seconds
         fail_overdue(c, self._hooks, now)
-        return take_over(c, self.owner, lease_until, now) or place_next(c, self.owner, lease_until, now)
+        return take_over(c, self.owner, lease_until, now) or claim_next(c, self.owner, lease_until, now)
 
     async def _carry(self, claimed: Claimed) -> None:
         job_id = claimed.job.id
