@@ -11,13 +11,13 @@ from sqlalchemy.engine import RowMapping
 
 from controlplane.db import tables
 from controlplane.domain.assets import Asset
+from controlplane.domain.jobs import FINAL
 from controlplane.domain.pages import Position
 
 _assets = tables.assets
 _jobs = tables.jobs
 
 LISTED_KINDS = ("image", "video")
-_FINAL = ("succeeded", "failed", "cancelled")
 
 
 def insert_assets(c: Connection, assets: Iterable[Asset]) -> None:
@@ -68,13 +68,14 @@ def of_ids(c: Connection, project_id: str, asset_ids: Sequence[str]) -> list[Ass
     return [_asset(row) for row in c.execute(query).mappings()]
 
 
-def of_ticket(c: Connection, attempt_id: str, kinds: Sequence[str], position: int) -> Asset | None:
-    """The asset that an attempt was given a ticket for."""
-    query = select(_assets).where(
-        _assets.c.attempt_id == attempt_id, _assets.c.kind.in_(kinds), _assets.c.position == position
+def of_attempt(c: Connection, attempt_id: str) -> list[Asset]:
+    """What an attempt was given tickets for, in order."""
+    query = (
+        select(_assets)
+        .where(_assets.c.attempt_id == attempt_id, _assets.c.status != "deleted")
+        .order_by(_assets.c.kind, _assets.c.position)
     )
-    row = c.execute(query).mappings().first()
-    return _asset(row) if row is not None else None
+    return [_asset(row) for row in c.execute(query).mappings()]
 
 
 def change(c: Connection, project_id: str, asset_id: str, values: Mapping[str, Any]) -> None:
@@ -123,15 +124,16 @@ def mark_deleted(c: Connection, project_id: str, asset_ids: Sequence[str]) -> No
     c.execute(update(_assets).where(where).values(status="deleted"))
 
 
-def mark_character_deleted(c: Connection, project_id: str, character_id: str) -> None:
-    """Take every asset of a character out of every list."""
+def mark_character_deleted(c: Connection, project_id: str, character_id: str) -> list[Asset]:
+    """Take every asset of a character out of every list, and return them."""
     where = and_(_assets.c.project_id == project_id, _assets.c.character_id == character_id)
     c.execute(update(_assets).where(where).values(status="deleted"))
+    return [_asset(row) for row in c.execute(select(_assets).where(where)).mappings()]
 
 
 def abandon_pending(c: Connection, created_before: float) -> None:
     """Mark the tickets of jobs that ended without them as deleted."""
-    ended = select(_jobs.c.id).where(_jobs.c.status.in_(_FINAL))
+    ended = select(_jobs.c.id).where(_jobs.c.status.in_(FINAL))
     where = and_(_assets.c.status == "pending", _assets.c.created_at < created_before, _assets.c.job_id.in_(ended))
     c.execute(update(_assets).where(where).values(status="deleted"))
 

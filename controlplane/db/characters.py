@@ -11,6 +11,7 @@ from sqlalchemy.engine import RowMapping
 
 from controlplane.db import tables
 from controlplane.domain.characters import Character, Consent, Version
+from controlplane.domain.jobs import FINAL
 from controlplane.domain.pages import Position
 
 _characters = tables.characters
@@ -54,6 +55,21 @@ def triggers(c: Connection, project_id: str) -> frozenset[str]:
 def change(c: Connection, project_id: str, character_id: str, values: Mapping[str, Any], now: float) -> None:
     """Set columns of a character."""
     c.execute(update(_characters).where(_is(project_id, character_id)).values(**values, updated_at=now))
+
+
+def forget_cover(c: Connection, project_id: str, character_id: str, asset_id: str) -> None:
+    """Choose no cover any more where this asset was it."""
+    where = and_(_is(project_id, character_id), _characters.c.cover_asset_id == asset_id)
+    c.execute(update(_characters).where(where).values(cover_asset_id=None))
+
+
+def unfinished_jobs(c: Connection, project_id: str, character_id: str) -> list[str]:
+    """The ids of a character's jobs that are not over."""
+    jobs = tables.jobs
+    query = select(jobs.c.id).where(
+        jobs.c.project_id == project_id, jobs.c.character_id == character_id, jobs.c.status.not_in(FINAL)
+    )
+    return list(c.execute(query).scalars())
 
 
 def remove(c: Connection, project_id: str, character_id: str) -> None:

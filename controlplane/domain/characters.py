@@ -119,6 +119,14 @@ def checked_class_word(word: str | None) -> str:
     return plain
 
 
+def checked_description(text: str) -> str:
+    """The description, trimmed. Raises Unprocessable above 4000 characters."""
+    if len(text) > MAX_DESCRIPTION_CHARS:
+        detail = f"the description has {len(text)} characters, at most {MAX_DESCRIPTION_CHARS} are allowed"
+        raise Unprocessable(detail, errors=[{"pointer": "/description", "detail": detail}])
+    return text.strip()
+
+
 def slug_of(name: str) -> str:
     """A safe id ``[a-z0-9-]`` from any name; empty where nothing of the name survives."""
     latin = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()

@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-DEFAULT_RECIPE = "standard"
-
 
 @dataclass(frozen=True)
 class Recipe:
@@ -27,10 +25,3 @@ class Recipe:
         """sha256 (hex) over base, name and parameters: equal digests train equally."""
         pinned = {"base": self.base, "name": self.name, "params": dict(self.params)}
         return hashlib.sha256(json.dumps(pinned, sort_keys=True, allow_nan=False).encode()).hexdigest()
-
-
-def default_recipe(recipes: Mapping[str, Recipe]) -> str | None:
-    """The recipe used when a request names none: ``standard`` where there is one, else the first; None of none."""
-    if DEFAULT_RECIPE in recipes:
-        return DEFAULT_RECIPE
-    return next(iter(recipes), None)

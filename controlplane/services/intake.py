@@ -99,7 +99,7 @@ def judge_now(files: Sequence[SourceFile], settings: Settings, folder: Path, wan
             verdicts.append(found)
     odd = _odd_ones(seen)
     images = tuple(_warned(v, odd[v.position]) if v.position in odd else v for v in verdicts)
-    return Judged(DatasetReport(images, _advice(images)), pngs)
+    return Judged(DatasetReport(images, advice(images)), pngs)
 
 
 def _judge_one(
@@ -184,14 +184,15 @@ def _warned(verdict: ImageVerdict, reason: str) -> ImageVerdict:
     return replace(verdict, verdict="warn", reasons=(*verdict.reasons, reason))
 
 
-def _advice(images: Sequence[ImageVerdict]) -> tuple[str, ...]:
+def advice(images: Sequence[ImageVerdict]) -> tuple[str, ...]:
+    """What would make the whole set better, in sentences."""
     usable = [image for image in images if image.is_usable]
-    advice = []
+    sentences = []
     if 0 < len(usable) < GOOD_COUNT:
-        advice.append(f"{len(usable)} usable images are few: 15 to 30 with different clothes and places work best")
+        sentences.append(f"{len(usable)} usable images are few: 15 to 30 with different clothes and places work best")
     if sum("nearly the same" in reason for image in usable for reason in image.reasons) * 4 > len(usable) > 0:
-        advice.append("many images are nearly the same: the character will look alike in every picture")
-    return tuple(advice)
+        sentences.append("many images are nearly the same: the character will look alike in every picture")
+    return tuple(sentences)
 
 
 def _check_usable(report: DatasetReport, settings: Settings) -> None:

@@ -42,16 +42,16 @@ class Measures:
     colours: NDArray[np.float32]
 
 
-def open_upright(path: Path, max_bytes: int, max_pixels: int) -> Image.Image:
-    """Read a file as RGB: limits checked on size and header first, turned by EXIF, transparency laid on white.
+def open_upright(source: Path | bytes, max_bytes: int, max_pixels: int) -> Image.Image:
+    """Read a picture as RGB: limits checked on size and header first, turned by EXIF, transparency laid on white.
 
     Raises UnreadablePicture.
     """
-    size = path.stat().st_size
+    size = len(source) if isinstance(source, bytes) else source.stat().st_size
     if size > max_bytes:
         raise UnreadablePicture(f"the file has {size:,} bytes, at most {max_bytes:,} are taken")
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
             _check_header(image, max_pixels)
             image.load()
             return _flattened(ImageOps.exif_transpose(image))

@@ -1,0 +1,270 @@
+"""Assets: tickets for files that pods store, the check that they really did, and the list that people see."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import Connection
+
+from controlplane.db import assets as asset_rows
+from controlplane.db import attempts as attempt_rows
+from controlplane.db import characters as character_rows
+from controlplane.db import jobs as job_rows
+from controlplane.db.database import Database
+from controlplane.domain.assets import (
+    EXTENSIONS,
+    THUMBNAIL_MEDIA_TYPE,
+    Asset,
+    AssetKind,
+    output_key,
+    thumbnail_key,
+    training_key,
+)
+from controlplane.domain.content import checked_rating
+from controlplane.domain.ids import new_id
+from controlplane.domain.jobs import Attempt, Job, is_final
+from controlplane.domain.pages import Page, Position, checked_limit, decode, page_of
+from controlplane.domain.pods import Pod
+from controlplane.errors import Conflict, NotFound, PayloadTooLarge, StaleAttempt, Unprocessable
+from controlplane.ports import BlobStore, Clock
+from controlplane.services.outputs import reported
+from controlplane.services.pictures import UnreadablePicture
+from controlplane.services.thumbnails import look_at
+from controlplane.settings import Settings
+
+TRAINING_KINDS = ("lora", "sample", "checkpoint")
+ABANDONED_AFTER_SECONDS = 3600.0
+SWEEP_AT_ONCE = 200
+
+
+class Assets:
+    """The assets service."""
+
+    def __init__(self, db: Database, blobs: BlobStore, clock: Clock, settings: Settings) -> None:
+        self._db = db
+        self._blobs = blobs
+        self._clock = clock
+        self._settings = settings
+
+    async def ticket(self, pod: Pod, body: Mapping[str, Any]) -> dict[str, Any]:
+        """``{asset_id, url, upload: {method, url, headers}}`` for one file of a job's current attempt.
+
+        ``body`` holds prompt_id, name, media_type, bytes, sha256, kind (output|sample|checkpoint|lora), index, and
+        width, height, duration, fps, frames where known. The same file again gets the same ticket. StaleAttempt where
+        the attempt is not this pod's and current.
+        """
+        if body["bytes"] > self._settings.max_upload_bytes:
+            limit = self._settings.max_upload_bytes
+            raise PayloadTooLarge(f"the file has {body['bytes']:,} bytes, at most {limit:,} are taken")
+        asset = await self._db.write(self._announced, pod, body)
+        url, headers = self._blobs.signed_put(
+            asset.key, asset.media_type, asset.bytes, self._settings.upload_url_seconds
+        )
+        upload = {"method": "PUT", "url": url, "headers": headers}
+        return {"asset_id": asset.id, "url": self._blobs.public_url(asset.key), "upload": upload}
+
+    async def verify(self, job: Job, outputs: Mapping[str, Any]) -> list[str]:
+        """What is wrong with the files that an attempt reported, in words; nothing where every file is in the store.
+
+        Pictures are decoded here and get their thumbnails and true sizes, before the transaction that takes them.
+        """
+        announced = await self._db.read(_announced_by_current, job)
+        named = {one.asset_id for one in reported(job, outputs)}
+        if not named:
+            return ["the pod finished without naming any stored file"]
+        foreign = sorted(named - set(announced))
+        problems = [f"the pod named {asset_id}, which is no file of this attempt" for asset_id in foreign]
+        for asset in announced.values():
+            problem = await self._problem_of(asset)
+            if problem and asset.id in named:
+                problems.append(problem)
+            elif problem:
+                # A sample that was announced and never arrived: nobody's result, and no reason to fail.
+                await self._db.write(asset_rows.mark_deleted, asset.project_id, [asset.id])
+        return problems
+
+    async def list(
+        self,
+        project_id: str,
+        *,
+        character_id: str | None = None,
+        job_id: str | None = None,
+        kind: str | None = None,
+        favourite: bool | None = None,
+        limit: int | None = None,
+        cursor: str | None = None,
+    ) -> Page[Asset]:
+        """Stored assets, newest first; pictures and videos unless a kind is named."""
+        given = {"character_id": character_id, "job_id": job_id, "kind": kind, "favourite": favourite}
+        filters = {name: value for name, value in given.items() if value is not None}
+        size, after = checked_limit(limit), decode(cursor)
+        rows = await self._db.read(asset_rows.page, project_id, filters, after, size + 1)
+        return page_of(rows, size, [Position(row.created_at, row.id) for row in rows])
+
+    async def get(self, project_id: str, asset_id: str) -> Asset:
+        """One asset; NotFound where there is none."""
+        return await self._db.read(_get, project_id, asset_id)
+
+    async def patch(self, project_id: str, asset_id: str, change: Mapping[str, Any]) -> Asset:
+        """Set ``favourite``, ``rating``, ``name`` or ``metadata``; None and absent fields stay as they are."""
+        values = {name: value for name, value in change.items() if value is not None}
+        unknown = set(values) - {"favourite", "rating", "name", "metadata"}
+        if unknown:
+            errors = [{"pointer": f"/{name}", "detail": "cannot be changed"} for name in sorted(unknown)]
+            raise Unprocessable("these fields of an asset cannot be changed", errors=errors)
+        if "rating" in values:
+            values["rating"] = checked_rating(values["rating"])
+
+        def write(c: Connection) -> Asset:
+            _get(c, project_id, asset_id)
+            if values:
+                asset_rows.change(c, project_id, asset_id, values)
+            return _get(c, project_id, asset_id)
+
+        return await self._db.write(write)
+
+    async def delete(self, project_id: str, asset_id: str) -> None:
+        """Delete an asset and its file for good. Conflict for what a version needs, NotFound where there is none."""
+        asset = await self._db.write(_delete, project_id, asset_id)
+        await purge(self._db, self._blobs, [asset])
+
+    async def sweep(self) -> int:
+        """Delete what losing attempts, cancelled jobs and interrupted deletions left behind; says how many files."""
+        before = self._clock.now() - ABANDONED_AFTER_SECONDS
+        await self._db.write(asset_rows.abandon_pending, before)
+        assets = await self._db.read(asset_rows.deleted, SWEEP_AT_ONCE)
+        await purge(self._db, self._blobs, assets)
+        return len(assets)
+
+    def _announced(self, c: Connection, pod: Pod, body: Mapping[str, Any]) -> Asset:
+        attempt, job = _current(c, pod, body["prompt_id"])
+        kind = _kind_of(body["kind"], body["media_type"])
+        known = {asset.position: asset for asset in asset_rows.of_attempt(c, attempt.id) if asset.kind == kind}
+        position = int(body["index"])
+        # Two saving nodes of one graph both count from 0; their files are told apart by the next free number.
+        while position in known:
+            if known[position].sha256 == body["sha256"]:
+                return known[position]
+            position += 1
+        asset = _pending(body, job, attempt, kind, position, self._clock.now())
+        asset_rows.insert_assets(c, [asset])
+        return asset
+
+    async def _problem_of(self, asset: Asset) -> str | None:
+        info = await self._blobs.head(asset.key)
+        if info is None:
+            return f"{asset.key} was announced and never stored"
+        if info.bytes != asset.bytes:
+            return f"{asset.key} has {info.bytes} bytes instead of {asset.bytes}"
+        if info.sha256 is not None and info.sha256 != asset.sha256:
+            return f"{asset.key} has another sha256 than was announced"
+        if asset.media_type.startswith(("image/", "video/")):
+            return await self._looked_at(asset)
+        return None
+
+    async def _looked_at(self, asset: Asset) -> str | None:
+        try:
+            look = await asyncio.to_thread(look_at, await self._blobs.get(asset.key), asset.media_type)
+        except UnreadablePicture as error:
+            return f"{asset.key}: {error}"
+        if look is not None:
+            key = thumbnail_key(asset.key)
+            await self._blobs.put(key, look.thumbnail, THUMBNAIL_MEDIA_TYPE)
+            seen = {"thumbnail_key": key, "width": look.width, "height": look.height}
+            await self._db.write(asset_rows.change, asset.project_id, asset.id, seen)
+        return None
+
+
+async def purge(db: Database, blobs: BlobStore, assets: Sequence[Asset]) -> None:
+    """Delete the blobs of assets marked as deleted, then their rows; after a crash in between a sweep goes on."""
+    for asset in assets:
+        await blobs.delete(asset.key)
+        # The derived key too: a crash may have come between storing a thumbnail and noting it.
+        await blobs.delete(thumbnail_key(asset.key))
+    await db.write(asset_rows.remove, [asset.id for asset in assets])
+
+
+def _get(c: Connection, project_id: str, asset_id: str) -> Asset:
+    asset = asset_rows.get(c, project_id, asset_id)
+    if asset is None:
+        raise NotFound(f"There is no asset {asset_id}.")
+    return asset
+
+
+def _delete(c: Connection, project_id: str, asset_id: str) -> Asset:
+    asset = _get(c, project_id, asset_id)
+    if asset.status == "pending":
+        raise Conflict(f"{asset_id} is still being made; cancel its job instead.")
+    if asset.kind in ("lora", "dataset"):
+        raise Conflict(f"{asset_id} belongs to a version of {asset.character_id}; it goes when the character goes.")
+    asset_rows.mark_deleted(c, project_id, [asset_id])
+    if asset.character_id is not None:
+        character_rows.forget_cover(c, project_id, asset.character_id, asset_id)
+    return asset
+
+
+def _current(c: Connection, pod: Pod, prompt_id: str) -> tuple[Attempt, Job]:
+    attempt = attempt_rows.get(c, pod.project_id, prompt_id)
+    if attempt is None or attempt.pod_id != pod.id:
+        raise StaleAttempt(f"{prompt_id} is no attempt of this pod")
+    current = attempt_rows.current(c, pod.project_id, attempt.job_id)
+    job = job_rows.get(c, pod.project_id, attempt.job_id)
+    if job is None or current is None or current.id != attempt.id or not attempt.live or is_final(job.status):
+        raise StaleAttempt(f"{prompt_id} is not the current attempt of its job any more")
+    return attempt, job
+
+
+def _announced_by_current(c: Connection, job: Job) -> dict[str, Asset]:
+    current = attempt_rows.current(c, job.project_id, job.id)
+    return {asset.id: asset for asset in asset_rows.of_attempt(c, current.id)} if current is not None else {}
+
+
+def _kind_of(kind: str, media_type: str) -> AssetKind:
+    family = media_type.split("/")[0]
+    if media_type in EXTENSIONS:
+        if kind == "output" and family in ("image", "video"):
+            return "image" if family == "image" else "video"
+        if kind == "sample" and family == "image":
+            return "sample"
+        if kind in ("lora", "checkpoint") and family == "application":
+            return "lora" if kind == "lora" else "checkpoint"
+    detail = f"{media_type} is not stored here as {kind}"
+    raise Unprocessable(detail, errors=[{"pointer": "/media_type", "detail": detail}])
+
+
+def _pending(
+    body: Mapping[str, Any], job: Job, attempt: Attempt, kind: AssetKind, position: int, now: float
+) -> Asset:
+    extension = EXTENSIONS[body["media_type"]]
+    if kind in ("lora", "sample", "checkpoint") and job.character_id is not None:
+        key = training_key(job.project_id, job.character_id, kind, job.id, attempt.number, position, extension)
+    else:
+        day = job.created_at
+        key = output_key(job.project_id, job.character_id, job.id, attempt.number, position, extension, day)
+    return Asset(
+        id=new_id("asset"),
+        project_id=job.project_id,
+        kind=kind,
+        status="pending",
+        key=key,
+        media_type=body["media_type"],
+        bytes=body["bytes"],
+        sha256=body["sha256"],
+        created_at=now,
+        character_id=job.character_id,
+        version=job.version,
+        job_id=job.id,
+        attempt_id=attempt.id,
+        position=position,
+        name=str(body.get("name") or ""),
+        seed=job.seed,
+        rating=job.rating,
+        metadata=dict(job.metadata),
+        width=body.get("width"),
+        height=body.get("height"),
+        duration=body.get("duration"),
+        fps=body.get("fps"),
+        frames=body.get("frames"),
+    )
