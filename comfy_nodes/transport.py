@@ -155,8 +155,11 @@ def _chunks(response: http.client.HTTPResponse, url: str) -> Iterator[bytes]:
         except _NETWORK_ERRORS as error:
             raise TransportError(None, "cut_off", f"{_origin(url)} was cut off: {_reason(error)}") from error
         if not chunk:
-            return
+            break
         yield chunk
+    if response.length:
+        # http.client reports a short body only where it is read in one piece.
+        raise TransportError(None, "cut_off", f"{_origin(url)} was cut off {response.length} bytes before the end")
 
 
 def _problem(error: urllib.error.HTTPError) -> TransportError:
