@@ -34,9 +34,7 @@ def get(c: Connection, project_id: str, asset_id: str) -> Asset | None:
     return _asset(row) if row is not None else None
 
 
-def page(
-    c: Connection, project_id: str, filters: Mapping[str, Any], after: Position | None, limit: int
-) -> list[Asset]:
+def page(c: Connection, project_id: str, filters: Mapping[str, Any], after: Position | None, limit: int) -> list[Asset]:
     """Stored assets whose columns equal ``filters``, newest first; pictures and videos unless a kind is asked for."""
     query = select(_assets).where(_assets.c.project_id == project_id, _assets.c.status == "stored")
     if "kind" not in filters:

@@ -113,9 +113,7 @@ def last_number(c: Connection, project_id: str, character_id: str) -> int:
     return c.execute(query).scalar() or 0
 
 
-def change_version(
-    c: Connection, project_id: str, character_id: str, number: int, values: Mapping[str, Any]
-) -> None:
+def change_version(c: Connection, project_id: str, character_id: str, number: int, values: Mapping[str, Any]) -> None:
     """Set columns of a version."""
     where = and_(_version_of(project_id, character_id), _versions.c.number == number)
     c.execute(update(_versions).where(where).values(**values))

@@ -45,10 +45,6 @@ def images(c: Connection, project_id: str, dataset_id: str) -> list[DatasetImage
 
 def remove_of(c: Connection, project_id: str, character_id: str) -> None:
     """Delete every dataset of a character; the blobs of its images are assets."""
-    mine = select(_datasets.c.id).where(
-        _datasets.c.project_id == project_id, _datasets.c.character_id == character_id
-    )
+    mine = select(_datasets.c.id).where(_datasets.c.project_id == project_id, _datasets.c.character_id == character_id)
     c.execute(delete(_images).where(_images.c.project_id == project_id, _images.c.dataset_id.in_(mine)))
-    c.execute(
-        delete(_datasets).where(_datasets.c.project_id == project_id, _datasets.c.character_id == character_id)
-    )
+    c.execute(delete(_datasets).where(_datasets.c.project_id == project_id, _datasets.c.character_id == character_id))

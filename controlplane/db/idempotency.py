@@ -23,9 +23,7 @@ class Kept:
 def find(c: Connection, project_id: str, key: str, method: str, path: str) -> Kept | None:
     """The first request with this key, None where there was none."""
     query = select(_keys).where(
-        and_(
-            _keys.c.project_id == project_id, _keys.c.key == key, _keys.c.method == method, _keys.c.path == path
-        )
+        and_(_keys.c.project_id == project_id, _keys.c.key == key, _keys.c.method == method, _keys.c.path == path)
     )
     row = c.execute(query).mappings().first()
     return Kept(row["payload_digest"], row["status"], row["body"]) if row is not None else None

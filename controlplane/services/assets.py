@@ -234,9 +234,7 @@ def _kind_of(kind: str, media_type: str) -> AssetKind:
     raise Unprocessable(detail, errors=[{"pointer": "/media_type", "detail": detail}])
 
 
-def _pending(
-    body: Mapping[str, Any], job: Job, attempt: Attempt, kind: AssetKind, position: int, now: float
-) -> Asset:
+def _pending(body: Mapping[str, Any], job: Job, attempt: Attempt, kind: AssetKind, position: int, now: float) -> Asset:
     extension = EXTENSIONS[body["media_type"]]
     if kind in ("lora", "sample", "checkpoint") and job.character_id is not None:
         key = training_key(job.project_id, job.character_id, kind, job.id, attempt.number, position, extension)

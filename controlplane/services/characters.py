@@ -341,9 +341,7 @@ def _named(c: Connection, draft: Character, trigger: str | None) -> Character:
     return replace(draft, id=slug, trigger_word=word)
 
 
-def _patch(
-    c: Connection, project_id: str, character_id: str, patch: CharacterPatch, now: float
-) -> CharacterSummary:
+def _patch(c: Connection, project_id: str, character_id: str, patch: CharacterPatch, now: float) -> CharacterSummary:
     character_of(c, project_id, character_id)
     values: dict[str, Any] = {}
     if patch.name is not None:

@@ -2,61 +2,245 @@
 
 from __future__ import annotations
 
+import dataclasses
+import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
+from sqlalchemy import Connection
+
+from controlplane.db import assets as asset_rows
+from controlplane.db import characters as character_rows
+from controlplane.db import jobs as job_rows
+from controlplane.db.database import Database
+from controlplane.domain.assets import EXTENSIONS, Asset
+from controlplane.domain.characters import Character, Version
+from controlplane.domain.content import Rating, checked_rating
+from controlplane.domain.jobs import Attempt, Job, JobResult, NewJob
+from controlplane.domain.prompts import compose
+from controlplane.errors import NotFound, Unprocessable
+from controlplane.ports import Clock
+from controlplane.services.events import Hints
+from controlplane.services.idempotency import claim
+from controlplane.services.jobs import Jobs
+from controlplane.services.outputs import reported, warnings_of
+from controlplane.services.pod_check import check_pods
+from controlplane.services.request_checks import check_base, check_inputs, check_request_content, check_texts, frames_of
+from controlplane.services.requests import ImageRequest, Request, VideoRequest
+from controlplane.services.summaries import character_of
+from controlplane.services.training import version_for_use
+from controlplane.settings import Settings
+from controlplane.workflows.binding import Bound, bind
+from controlplane.workflows.catalog import Catalog
+from controlplane.workflows.graph import digest
+from controlplane.workflows.models import BaseModel
+from controlplane.workflows.template import Template
+
+__all__ = ["Generation", "ImageRequest", "VideoRequest", "complete"]
+
+SEEDS = 2**53
+"""Seeds are 0 <= seed < this: every JSON reader keeps them exactly."""
+VERSION_DEFAULT_STRENGTH = -1.0
+PLAIN_INPUTS = ("width", "height", "steps", "cfg", "format", "count", "fps", "motion")
+"""Fields of a request that go into the template's inputs of the same name as they are."""
+
 
 @dataclass(frozen=True)
-class ImageRequest:
-    """The fields of ``POST /generate-image``; None means that the template's or the model's default holds.
+class _Cast:
+    """Who and what a request is made with: model and template, and the character's version where there is one."""
 
-    ``workflow_inputs`` are further inputs that the chosen template declares.
-    """
-
-    prompt: str
-    character_id: str | None = None
-    negative_prompt: str | None = None
-    width: int | None = None
-    height: int | None = None
-    steps: int | None = None
-    cfg: float | None = None
-    seed: int | None = None
-    count: int | None = None
-    lora_strength: float | None = None
-    version: int | None = None
-    model: str | None = None
-    workflow: str | None = None
-    format: str | None = None
-    rating: str | None = None
-    end_user: str | None = None
-    metadata: Mapping[str, Any] = field(default_factory=dict)
-    workflow_inputs: Mapping[str, Any] = field(default_factory=dict)
+    model: BaseModel
+    template: Template
+    character: Character | None
+    version: Version | None
+    still: Asset | None = None
 
 
-@dataclass(frozen=True)
-class VideoRequest:
-    """The fields of ``POST /generate-video``: those of a picture, and how it moves. ``seconds`` excludes ``frames``."""
+class Generation:
+    """The generation service."""
 
-    prompt: str
-    character_id: str | None = None
-    negative_prompt: str | None = None
-    width: int | None = None
-    height: int | None = None
-    steps: int | None = None
-    cfg: float | None = None
-    seed: int | None = None
-    lora_strength: float | None = None
-    version: int | None = None
-    model: str | None = None
-    workflow: str | None = None
-    format: str | None = None
-    rating: str | None = None
-    end_user: str | None = None
-    frames: int | None = None
-    seconds: float | None = None
-    fps: float | None = None
-    motion: str | None = None
-    image_asset_id: str | None = None
-    metadata: Mapping[str, Any] = field(default_factory=dict)
-    workflow_inputs: Mapping[str, Any] = field(default_factory=dict)
+    def __init__(
+        self, db: Database, clock: Clock, settings: Settings, catalog: Catalog, jobs: Jobs, hints: Hints
+    ) -> None:
+        self._db = db
+        self._clock = clock
+        self._settings = settings
+        self._catalog = catalog
+        self._jobs = jobs
+        self._hints = hints
+
+    async def submit_image(self, project_id: str, request: ImageRequest, idempotency_key: str | None = None) -> Job:
+        """Queue a request for pictures.
+
+        Raises CharacterNotFound, NotFound (version, workflow), CharacterNotReady, BaseMismatch, Unprocessable,
+        ContentRefused, NoPods, IdempotencyMismatch; then nothing is stored.
+        """
+        return await self._submit(project_id, request, "/generate-image", idempotency_key)
+
+    async def submit_video(self, project_id: str, request: VideoRequest, idempotency_key: str | None = None) -> Job:
+        """Queue a request for a video; with ``image_asset_id`` it starts at that picture. Raises as for pictures."""
+        return await self._submit(project_id, request, "/generate-video", idempotency_key)
+
+    async def _submit(self, project_id: str, request: Request, path: str, idempotency_key: str | None) -> Job:
+        check_texts(request, self._settings)
+        rating = checked_rating(request.rating)
+        once = claim(project_id, idempotency_key, path, request)
+
+        def write(c: Connection) -> Job:
+            first = once.first_answer(c) if once is not None else None
+            if first is not None:
+                return _job(c, project_id, first["job_id"])
+            cast = self._cast(c, project_id, request)
+            check_request_content(request, rating, cast.character)
+            bound = bind(cast.template, self._values(request, cast))
+            check_pods(c, project_id)
+            job = self._jobs.insert(c, self._new_job(project_id, request, rating, cast, bound))
+            if once is not None:
+                once.keep(c, {"job_id": job.id}, self._clock.now())
+            return job
+
+        job = await self._db.write(write)
+        self._hints.wake()
+        return job
+
+    def _cast(self, c: Connection, project_id: str, request: Request) -> _Cast:
+        """Find everything that the request names, and check that it fits together."""
+        character = version = None
+        if request.character_id is not None:
+            character = character_of(c, project_id, request.character_id)
+            version = version_for_use(c, character, request.version)
+        still = _still(c, project_id, request)
+        model = self._model(request, version)
+        template = self._template(request, model, still)
+        check_base(request, template, model, version)
+        check_inputs(request, template, character, still)
+        return _Cast(model, template, character, version, still)
+
+    def _model(self, request: Request, version: Version | None) -> BaseModel:
+        if request.model is not None:
+            if request.model not in self._catalog.models:
+                detail = f"there is no model {request.model!r}; there are {', '.join(sorted(self._catalog.models))}"
+                raise Unprocessable(detail, errors=[{"pointer": "/model", "detail": detail}])
+            return self._catalog.models[request.model]
+        if version is not None:
+            return self._catalog.model(version.base_model)
+        return next(iter(self._catalog.models.values()))
+
+    def _template(self, request: Request, model: BaseModel, still: Asset | None) -> Template:
+        kind = "image" if isinstance(request, ImageRequest) else "video"
+        if request.workflow is None:
+            return self._catalog.template_for(model.id, kind if still is None else "video_from_image")
+        template = self._catalog.template(request.workflow)
+        if template.kind != kind:
+            detail = f"workflow {template.name} makes {template.kind}, not {kind}"
+            raise Unprocessable(detail, errors=[{"pointer": "/workflow", "detail": detail}])
+        return template
+
+    def _values(self, request: Request, cast: _Cast) -> dict[str, Any]:
+        """The values of the template's inputs; what the template does not take and nobody asked for is left out."""
+        template, version = cast.template, cast.version
+        values: dict[str, Any] = dict(request.workflow_inputs)
+        values.update({name: getattr(request, name, None) for name in PLAIN_INPUTS})
+        values["prompt"] = compose(request.prompt, cast.character)
+        values["frames"] = frames_of(request, template)
+        values["seed"] = request.seed
+        values["lora_strength"] = request.lora_strength
+        values["negative_prompt"] = request.negative_prompt
+        if version is not None and request.lora_strength in (None, VERSION_DEFAULT_STRENGTH):
+            values["lora_strength"] = version.default_strength
+        ours = {
+            "negative_prompt": cast.model.negative_prompt or None,
+            "seed": secrets.randbelow(SEEDS),
+            "checkpoint": cast.model.checkpoint,
+            "character_id": cast.character.id if cast.character is not None else None,
+            "version": version.number if version is not None else None,
+            "lora_sha256": version.lora_sha256 if version is not None else None,
+            "image": _file_name(cast.still) if cast.still is not None else None,
+        }
+        for name, value in ours.items():
+            if values.get(name) is None and template.takes(name):
+                values[name] = value
+        for name in ("width", "height"):
+            if values[name] is None and template.takes(name) and template.inputs[name].required:
+                values[name] = getattr(cast.model, name)
+        return values
+
+    def _new_job(self, project_id: str, request: Request, rating: Rating, cast: _Cast, bound: Bound) -> NewJob:
+        is_image = isinstance(request, ImageRequest)
+        settings, template, version = self._settings, cast.template, cast.version
+        sha256 = version.lora_sha256 if version is not None else None
+        given = {name: value for name, value in dataclasses.asdict(request).items() if value not in (None, {})}
+        return NewJob(
+            project_id=project_id,
+            kind="image" if is_image else "video",
+            template=template.name,
+            template_digest=template.digest,
+            graph=bound.graph,
+            needs=self._catalog.needs(template, cast.model.id, sha256),
+            outputs=[{"node": output.node, "kind": output.kind} for output in template.outputs],
+            deadline_seconds=settings.image_deadline_seconds if is_image else settings.video_deadline_seconds,
+            request={**given, "values": bound.values},
+            character_id=cast.character.id if cast.character is not None else None,
+            version=version.number if version is not None else None,
+            base_model=cast.model.id,
+            seed=bound.seed,
+            files=[(_file_name(cast.still), cast.still.key)] if cast.still is not None else [],
+            estimate_seconds=template.estimate_seconds * int(bound.values.get("count", 1)),
+            metadata=request.metadata,
+            end_user=request.end_user,
+            rating=rating,
+        )
+
+
+def complete(c: Connection, job: Job, attempt: Attempt, outputs: Mapping[str, Any], now: float) -> JobResult:
+    """Take the files of the winning attempt as the job's assets, in the order in which the nodes reported them."""
+    made_by = _provenance(c, job, attempt, now)
+    ids = list(dict.fromkeys(one.asset_id for one in reported(job, outputs)))
+    for position, asset_id in enumerate(ids):
+        stored = {"status": "stored", "position": position, "recipe": made_by, "created_at": now}
+        asset_rows.change(c, job.project_id, asset_id, stored)
+    return JobResult({"asset_ids": ids}, warnings_of(outputs))
+
+
+def _provenance(c: Connection, job: Job, attempt: Attempt, now: float) -> dict[str, Any]:
+    """What made a picture: enough to make it again, and where and when it was made."""
+    version = None
+    if job.character_id is not None and job.version is not None:
+        version = character_rows.get_version(c, job.project_id, job.character_id, job.version)
+    return {
+        "workflow": job.template,
+        "workflow_digest": job.template_digest,
+        "graph_digest": digest(job.graph),
+        "values": dict(job.request.get("values", {})),
+        "seed": job.seed,
+        "base_model": job.base_model,
+        "character_id": job.character_id,
+        "version": job.version,
+        "lora_sha256": version.lora_sha256 if version is not None else None,
+        "pod": attempt.pod_id,
+        "attempt": attempt.number,
+        "submitted_at": attempt.submitted_at,
+        "finished_at": now,
+    }
+
+
+def _still(c: Connection, project_id: str, request: Request) -> Asset | None:
+    if isinstance(request, ImageRequest) or request.image_asset_id is None:
+        return None
+    asset = asset_rows.get(c, project_id, request.image_asset_id)
+    if asset is None or asset.status != "stored" or asset.kind not in ("image", "sample"):
+        detail = f"there is no picture {request.image_asset_id!r}"
+        raise NotFound(detail, errors=[{"pointer": "/image_asset_id", "detail": detail}])
+    return asset
+
+
+def _file_name(asset: Asset) -> str:
+    return f"{asset.id}.{EXTENSIONS.get(asset.media_type, 'png')}"
+
+
+def _job(c: Connection, project_id: str, job_id: str) -> Job:
+    job = job_rows.get(c, project_id, job_id)
+    if job is None:
+        raise NotFound("the job of the first request with this Idempotency-Key has been deleted since")
+    return job

@@ -155,9 +155,7 @@ def _compared(image: _Seen, seen: Sequence[_Seen]) -> _Seen | ImageVerdict:
         if other.pixels == image.pixels:
             reason = f"it is the same picture as {other.verdict.name}"
             verdict = image.verdict
-            return ImageVerdict(
-                verdict.position, verdict.name, "reject", (reason,), verdict.width, verdict.height
-            )
+            return ImageVerdict(verdict.position, verdict.name, "reject", (reason,), verdict.width, verdict.height)
     for other in seen:
         bits = int((other.measures.fingerprint != image.measures.fingerprint).sum())
         colour = float(np.abs(other.measures.colours - image.measures.colours).mean())
@@ -175,9 +173,7 @@ def _odd_ones(seen: Sequence[_Seen]) -> dict[int, str]:
     distances = np.abs(colours - middle).mean(axis=1)
     limit = ODD_FACTOR * float(np.median(distances))
     reason = "its colours are unlike the other images: is it the same character?"
-    return {
-        image.verdict.position: reason for image, distance in zip(seen, distances, strict=True) if distance > limit
-    }
+    return {image.verdict.position: reason for image, distance in zip(seen, distances, strict=True) if distance > limit}
 
 
 def _warned(verdict: ImageVerdict, reason: str) -> ImageVerdict:
