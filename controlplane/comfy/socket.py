@@ -38,6 +38,8 @@ class PodSocket:
         self._task: asyncio.Task[None] | None = None
         self.opened = asyncio.Event()
         """Set once the server has answered for the first time."""
+        self.newest: Message | None = None
+        """The last message that came in, read or not."""
 
     async def __aenter__(self) -> PodSocket:
         self._task = asyncio.create_task(self._run(), name="pod-socket")
@@ -102,3 +104,4 @@ class PodSocket:
             # Always read on: a stalled reader stops the pod's messages to everybody.
             self._messages.get_nowait()
         self._messages.put_nowait(message)
+        self.newest = message
