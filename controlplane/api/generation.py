@@ -1,0 +1,36 @@
+"""POST /generate-image and /generate-video."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aiohttp import web
+
+from controlplane.api.auth import authenticate
+from controlplane.api.context import services
+from controlplane.api.jobs import reply_with_job
+from controlplane.api.reading import idempotency_key, json_body
+from controlplane.api.schemas.generation import Generate, GenerateImage, GenerateVideo
+from controlplane.services.generation import ImageRequest, VideoRequest
+
+
+async def generate_image(request: web.Request) -> web.Response:
+    """Accept a request for images."""
+    project = authenticate(request).project_id
+    wanted = ImageRequest(**_fields(await json_body(request, GenerateImage)))
+    job = await services(request).generation.submit_image(project, wanted, idempotency_key(request))
+    return await reply_with_job(request, project, job.id)
+
+
+async def generate_video(request: web.Request) -> web.Response:
+    """Accept a request for a video."""
+    project = authenticate(request).project_id
+    wanted = VideoRequest(**_fields(await json_body(request, GenerateVideo)))
+    job = await services(request).generation.submit_video(project, wanted, idempotency_key(request))
+    return await reply_with_job(request, project, job.id)
+
+
+def _fields(body: Generate) -> dict[str, Any]:
+    """The declared fields by name; everything else is for the workflow, which refuses what it does not know."""
+    declared = {name: getattr(body, name) for name in type(body).model_fields}
+    return {**declared, "workflow_inputs": dict(body.model_extra or {})}

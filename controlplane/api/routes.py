@@ -1,0 +1,170 @@
+"""The route table: every address of the server, what goes in, what comes out and what may go wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+
+from aiohttp import web
+from pydantic import BaseModel
+
+from controlplane import errors as e
+from controlplane.api import (
+    assets,
+    characters,
+    docs,
+    event_stream,
+    files,
+    generation,
+    health,
+    jobs,
+    pods,
+    pods_self,
+    workflows,
+)
+from controlplane.api.schemas import assets as s_assets
+from controlplane.api.schemas import base as s_base
+from controlplane.api.schemas import catalog as s_catalog
+from controlplane.api.schemas import characters as s_characters
+from controlplane.api.schemas import generation as s_generation
+from controlplane.api.schemas import jobs as s_jobs
+from controlplane.api.schemas import pods as s_pods
+
+Model = type[BaseModel]
+
+
+@dataclass(frozen=True)
+class Media:
+    """A response that is not JSON."""
+
+    media_type: str
+    description: str
+
+
+@dataclass(frozen=True)
+class Route:
+    """One address and method. ``request`` is a JSON body, or a form where ``files`` names its file field.
+
+    ``headers`` are request headers with a meaning of their own; ``credential`` is who may call.
+    """
+
+    method: str
+    path: str
+    handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    summary: str
+    tag: str
+    responses: Mapping[int, Model | Media | None]
+    request: Model | None = None
+    files: str | None = None
+    optional_body: bool = False
+    raw_body: str | None = None
+    query: Model = s_base.NoQuery
+    problems: tuple[type[e.TroupeError], ...] = ()
+    headers: tuple[str, ...] = ()
+    credential: str | None = None
+
+
+BODY = (e.BadRequest, e.PayloadTooLarge, e.UnsupportedMediaType, e.Unprocessable)
+LIST = (e.BadRequest, e.Unprocessable)
+IDEMPOTENT = (e.IdempotencyInProgress, e.IdempotencyMismatch)
+GENERATE = (*BODY, *IDEMPOTENT, e.CharacterNotFound, e.NotFound, e.CharacterNotReady, e.BaseMismatch, e.NoPods)
+CREATE_HEADERS = ("Idempotency-Key", "Prefer")
+POD_KEY = "pod_key"
+
+ROUTES: tuple[Route, ...] = (
+    Route("GET", "/characters", characters.list_characters, "List characters", "characters",
+          {200: s_characters.CharacterPage}, query=s_characters.CharactersQuery, problems=LIST),
+    Route("POST", "/characters", characters.create_character, "Create a character from reference images", "characters",
+          {202: s_characters.TrainingReply}, request=s_characters.CreateCharacter, files="images",
+          problems=(*BODY, *IDEMPOTENT, e.DatasetRejected, e.NoPods), headers=("Idempotency-Key",)),
+    Route("GET", "/characters/{character_id}", characters.get_character, "Read a character", "characters",
+          {200: s_characters.Character}, problems=(e.CharacterNotFound,)),
+    Route("PATCH", "/characters/{character_id}", characters.patch_character, "Change a character", "characters",
+          {200: s_characters.Character}, request=s_characters.PatchCharacter,
+          problems=(*BODY, e.CharacterNotFound)),
+    Route("DELETE", "/characters/{character_id}", characters.delete_character, "Delete a character", "characters",
+          {204: None}, problems=(e.CharacterNotFound, e.Conflict)),
+    Route("POST", "/characters/{character_id}/versions", characters.train_version, "Train a further version",
+          "characters", {202: s_characters.TrainingReply}, request=s_characters.TrainVersion, optional_body=True,
+          problems=(*BODY, *IDEMPOTENT, e.CharacterNotFound, e.Conflict, e.NoPods), headers=("Idempotency-Key",)),
+    Route("POST", "/characters/{character_id}/versions/{number}/activate", characters.activate_version,
+          "Activate a version", "characters", {200: s_characters.Character},
+          problems=(e.CharacterNotFound, e.NotFound, e.CharacterNotReady)),
+    Route("POST", "/generate-image", generation.generate_image, "Make images", "generation",
+          {200: s_jobs.JobReply, 202: s_jobs.JobReply}, request=s_generation.GenerateImage, problems=GENERATE,
+          headers=CREATE_HEADERS),
+    Route("POST", "/generate-video", generation.generate_video, "Make a video", "generation",
+          {200: s_jobs.JobReply, 202: s_jobs.JobReply}, request=s_generation.GenerateVideo, problems=GENERATE,
+          headers=CREATE_HEADERS),
+    Route("GET", "/jobs", jobs.list_jobs, "List jobs", "jobs", {200: s_jobs.JobPage}, query=s_jobs.JobsQuery,
+          problems=LIST),
+    Route("GET", "/jobs/{job_id}", jobs.get_job, "Read a job", "jobs", {200: s_jobs.Job}, problems=(e.NotFound,),
+          headers=("Prefer",)),
+    Route("DELETE", "/jobs/{job_id}", jobs.cancel_job, "Cancel a job", "jobs",
+          {200: s_jobs.JobReply, 202: s_jobs.JobReply}, problems=(e.NotFound, e.Conflict)),
+    Route("GET", "/jobs/{job_id}/events", event_stream.job_events, "Follow a job", "jobs",
+          {200: Media("text/event-stream", "Server-sent events; the data of each is an Event.")},
+          query=s_jobs.JobEventsQuery, problems=(e.BadRequest, e.NotFound, e.Unprocessable),
+          headers=("Last-Event-ID",)),
+    Route("GET", "/events", event_stream.project_events, "Follow everything", "jobs",
+          {200: Media("text/event-stream", "Server-sent events; the data of each is an Event.")},
+          query=s_jobs.EventsQuery, problems=LIST, headers=("Last-Event-ID",)),
+    Route("GET", "/assets", assets.list_assets, "List assets", "assets", {200: s_assets.AssetPage},
+          query=s_assets.AssetsQuery, problems=LIST),
+    Route("GET", "/assets/{asset_id}", assets.get_asset, "Read an asset", "assets", {200: s_assets.Asset},
+          problems=(e.NotFound,)),
+    Route("PATCH", "/assets/{asset_id}", assets.patch_asset, "Mark an asset", "assets", {200: s_assets.Asset},
+          request=s_assets.PatchAsset, problems=(*BODY, e.NotFound)),
+    Route("DELETE", "/assets/{asset_id}", assets.delete_asset, "Delete an asset", "assets", {204: None},
+          problems=(e.NotFound, e.Conflict)),
+    Route("GET", "/files/{key}", files.get_file, "Read a stored file", "files",
+          {200: Media("*/*", "The file."), 206: Media("*/*", "One range of the file."), 304: None},
+          query=s_base.FileQuery, headers=("Range", "If-None-Match", "If-Range"),
+          problems=(e.BadRequest, e.LinkExpired, e.NotFound, e.RangeNotSatisfiable)),
+    Route("PUT", "/files/{key}", files.put_file, "Store a file through a signed link", "files",
+          {201: s_base.StoredFile}, raw_body="*/*", query=s_base.UploadQuery,
+          problems=(e.BadRequest, e.LinkExpired, e.NotFound, e.Conflict)),
+    Route("GET", "/workflows", workflows.list_workflows, "List workflow templates", "workflows",
+          {200: s_catalog.WorkflowPage}),
+    Route("GET", "/workflows/{name}", workflows.get_workflow, "Read a workflow template", "workflows",
+          {200: s_catalog.WorkflowDetail}, problems=(e.NotFound,)),
+    Route("GET", "/models", workflows.list_models, "List base models", "workflows", {200: s_catalog.ModelPage}),
+    Route("GET", "/pods", pods.list_pods, "List pods", "pods", {200: s_pods.PodPage}),
+    Route("POST", "/pods", pods.register_pod, "Register a pod", "pods", {201: s_pods.Registered},
+          request=s_pods.RegisterPod, problems=(*BODY, e.BadJoinToken, e.UnknownProtocol), credential="join_token"),
+    Route("POST", "/pods/{pod_id}/heartbeat", pods.heartbeat, "Report that a pod lives", "pods",
+          {200: s_pods.HeartbeatReply}, request=s_pods.Heartbeat, problems=(*BODY, e.Unauthorized, e.NotFound),
+          credential=POD_KEY),
+    Route("DELETE", "/pods/{pod_id}", pods.drain_pod, "Drain a pod", "pods", {202: s_pods.PodReply},
+          problems=(e.NotFound,)),
+    Route("GET", "/pods/self/characters/{character_id}/lora", pods_self.get_lora, "Where a LoRA is", "nodes",
+          {200: s_pods.PodLora}, query=s_pods.LoraQuery, credential=POD_KEY,
+          problems=(e.Unauthorized, e.CharacterNotFound, e.NotFound, e.CharacterNotReady, e.Unprocessable)),
+    Route("GET", "/pods/self/characters/{character_id}/versions/{number}/dataset", pods_self.get_dataset,
+          "What a training needs", "nodes", {200: s_pods.PodDataset}, credential=POD_KEY,
+          problems=(e.Unauthorized, e.CharacterNotFound, e.NotFound)),
+    Route("POST", "/pods/self/uploads", pods_self.create_upload, "Ask to store a file", "nodes",
+          {201: s_pods.UploadTicket}, request=s_pods.UploadRequest, credential=POD_KEY,
+          problems=(*BODY, e.Unauthorized, e.NotFound, e.Conflict, e.StaleAttempt)),
+    Route("POST", "/pods/self/attempts/{prompt_id}/progress", pods_self.report_progress, "Report progress", "nodes",
+          {200: s_pods.AttemptReply}, request=s_pods.AttemptProgress, credential=POD_KEY,
+          problems=(*BODY, e.Unauthorized, e.NotFound, e.StaleAttempt)),
+    Route("GET", "/healthz", health.healthz, "Whether the process answers", "server", {200: s_catalog.Health}),
+    Route("GET", "/readyz", health.readyz, "Whether work can be accepted and done", "server",
+          {200: s_catalog.Readiness, 503: s_catalog.Readiness}),
+    Route("GET", "/metrics", health.metrics, "Prometheus metrics", "server",
+          {200: Media("text/plain", "Prometheus' text format.")}),
+    Route("GET", "/openapi.json", docs.get_openapi, "This document", "server", {200: s_base.AnyDocument}),
+    Route("GET", "/docs", docs.get_docs, "This document as a page", "server",
+          {200: Media("text/html", "A self-contained page.")}),
+)  # fmt: skip
+
+
+def add_routes(app: web.Application) -> None:
+    """Register the whole table."""
+    for route in ROUTES:
+        # Keys of files have slashes in them; aiohttp needs to be told, OpenAPI has no way to say it.
+        path = route.path.replace("{key}", "{key:.+}")
+        app.router.add_route(route.method, path, route.handler)
+        if route.handler is files.get_file:
+            app.router.add_route("HEAD", path, route.handler)

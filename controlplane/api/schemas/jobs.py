@@ -1,0 +1,130 @@
+"""Jobs, attempts and events as clients see them."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from controlplane.api.schemas.assets import Asset
+from controlplane.api.schemas.base import FreeJson, Links, PageQuery, Reply, Request, Timestamp
+
+JobKind = Literal["image", "video", "train"]
+JobStatus = Literal[
+    "queued",
+    "claimed",
+    "submitted",
+    "submit_unknown",
+    "running",
+    "collecting",
+    "succeeded",
+    "failed",
+    "cancelling",
+    "cancelled",
+]
+
+
+class JobProgress(Reply):
+    """How far a job is; everything is null until it is known."""
+
+    phase: str | None = Field(None, examples=["training"])
+    percent: float | None = Field(None, ge=0, le=100)
+    eta_seconds: float | None = None
+    step: int | None = None
+    total_steps: int | None = None
+    loss: float | None = None
+
+
+class Fault(Reply):
+    """Why something failed."""
+
+    code: str
+    detail: str
+
+
+class JobAttempt(Reply):
+    """One try of a job's work on one pod."""
+
+    id: str = Field(description="ComfyUI's prompt_id.")
+    number: int
+    pod_id: str
+    status: str
+    error: Fault | None = None
+    created_at: Timestamp
+    submitted_at: Timestamp | None = None
+    started_at: Timestamp | None = None
+    finished_at: Timestamp | None = None
+
+
+class Job(Reply):
+    """One accepted request and what became of it."""
+
+    id: str
+    kind: JobKind
+    status: JobStatus
+    progress: JobProgress
+    character_id: str | None = None
+    version: int | None = None
+    base_model: str | None = None
+    workflow: str
+    seed: int | None = None
+    request: FreeJson
+    assets: list[Asset]
+    error: Fault | None = None
+    warnings: list[str]
+    attempts: list[JobAttempt]
+    placement: dict[str, Any] | None = Field(None, description="Why this pod, or why none yet.")
+    result: dict[str, Any] | None = None
+    metadata: FreeJson
+    end_user: str | None = None
+    rating: str | None = None
+    created_at: Timestamp
+    started_at: Timestamp | None = None
+    finished_at: Timestamp | None = None
+    deadline_at: Timestamp
+
+
+class JobPage(Reply):
+    """One page of jobs, newest first."""
+
+    items: list[Job]
+    next_cursor: str | None = None
+
+
+class JobReply(Reply):
+    """A job and where to follow it."""
+
+    job: Job
+    links: Links
+
+
+class JobsQuery(PageQuery):
+    """Which jobs to list."""
+
+    character_id: str | None = Field(None, max_length=80)
+    kind: JobKind | None = None
+    status: JobStatus | None = None
+
+
+class EventsQuery(Request):
+    """From where to read events."""
+
+    after: int | None = Field(None, ge=0, le=2**62, description="Only events after this id; `Last-Event-ID` wins.")
+    character_id: str | None = Field(None, max_length=80)
+
+
+class JobEventsQuery(Request):
+    """From where to read a job's events."""
+
+    after: int | None = Field(None, ge=0, le=2**62, description="Only events after this id; `Last-Event-ID` wins.")
+
+
+class Event(Reply):
+    """The `data` line of one server-sent event."""
+
+    id: int
+    type: str
+    job_id: str | None = None
+    character_id: str | None = None
+    created_at: Timestamp
+    data: FreeJson

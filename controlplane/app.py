@@ -1,0 +1,213 @@
+"""The composition root: names every concrete adapter, wires the services and keeps the background work running."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from weakref import WeakSet
+
+import aiohttp
+from aiohttp import web
+
+from controlplane.api import routes
+from controlplane.api.auth import check_host
+from controlplane.api.context import METRICS, SERVICES, Services
+from controlplane.api.docs import DOCUMENT
+from controlplane.api.event_stream import STREAMS, end_streams
+from controlplane.api.files import FILES
+from controlplane.api.health import own_version
+from controlplane.api.metrics import RequestMetrics
+from controlplane.api.middlewares import middlewares, on_prepare
+from controlplane.api.openapi import document
+from controlplane.api.reading import MAX_JSON_BYTES
+from controlplane.api.views import VIEWS, Views
+from controlplane.db.database import Database
+from controlplane.db.migrate import migrate
+from controlplane.providers.comfyui import ComfyUIProvider, Pace
+from controlplane.services import generation as generation_hooks
+from controlplane.services import training as training_hooks
+from controlplane.services.assets import Assets
+from controlplane.services.characters import Characters
+from controlplane.services.events import Events, Hints
+from controlplane.services.generation import Generation
+from controlplane.services.jobs import Jobs
+from controlplane.services.outcomes import Hooks
+from controlplane.services.overview import Overview
+from controlplane.services.pods import Pods
+from controlplane.services.scheduler import Scheduler
+from controlplane.services.training import Training
+from controlplane.settings import Settings
+from controlplane.storage.local import LocalStore
+from controlplane.storage.secrets import Secrets, load_secrets
+from controlplane.workflows.catalog import Catalog
+
+log = logging.getLogger("troupe.app")
+
+POD_SWEEP_SECONDS = 10.0
+ASSET_SWEEP_SECONDS = 300.0
+RESTART_SECONDS = 2.0
+SHUTDOWN_SECONDS = 5.0
+
+
+class SystemClock:
+    """The machine's clock."""
+
+    def now(self) -> float:
+        """Seconds since the epoch."""
+        return time.time()
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the background work needs beside the services."""
+
+    settings: Settings
+    db: Database
+    clock: SystemClock
+    hints: Hints
+    store: LocalStore
+    services: Services
+
+
+PARTS = web.AppKey("parts", Parts)
+
+
+def build_app(settings: Settings) -> web.Application:
+    """The whole server. It opens nothing and starts nothing before the application starts up.
+
+    Raises InvalidTemplate for a broken catalogue and UnsafeHost where it would be open to others.
+    """
+    check_host(settings.host)
+    metrics = RequestMetrics()
+    app = web.Application(middlewares=middlewares(settings, metrics), client_max_size=MAX_JSON_BYTES)
+    parts = _parts(settings, load_secrets(settings))
+    app[PARTS] = parts
+    app[SERVICES] = parts.services
+    app[METRICS] = metrics
+    app[FILES] = parts.store
+    app[VIEWS] = Views(parts.store, settings.file_url_seconds)
+    app[STREAMS] = WeakSet()
+    app[DOCUMENT] = document(routes.ROUTES, own_version())
+    routes.add_routes(app)
+    app.on_response_prepare.append(on_prepare(settings))
+    app.on_shutdown.append(end_streams)
+    app.cleanup_ctx.append(_background)
+    return app
+
+
+@contextlib.asynccontextmanager
+async def running(settings: Settings) -> AsyncIterator[str]:
+    """Serve while the block runs; yields the address. Port 0 takes a free port."""
+    check_host(settings.host)
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.create_server((settings.host, settings.port), family=family, backlog=256)
+    # The port has to be known before links are made of it.
+    settings = settings.model_copy(update={"port": listener.getsockname()[1]})
+    runner = web.AppRunner(build_app(settings), shutdown_timeout=SHUTDOWN_SECONDS, access_log=None)
+    try:
+        await runner.setup()
+        await web.SockSite(runner, listener).start()
+        yield f"http://{_in_url(settings.host)}:{settings.port}"
+    finally:
+        await runner.cleanup()
+        listener.close()
+
+
+def join_token(settings: Settings) -> str:
+    """What a pod of this installation registers with."""
+    return load_secrets(settings).join_token
+
+
+def migrate_database(settings: Settings) -> None:
+    """Bring the database to this version's shape; its folder is made where there is none."""
+    settings.data.resolve().mkdir(parents=True, exist_ok=True)
+    migrate(settings.effective_database_url)
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _parts(settings: Settings, secrets: Secrets) -> Parts:
+    clock, hints = SystemClock(), Hints()
+    catalog = Catalog.load(settings.templates)
+    db = Database(settings.effective_database_url)
+    store = LocalStore(settings.data / "files", settings.effective_files_url, secrets.signing_key, clock)
+    jobs = Jobs(db, clock, hints, on_cancelled={"train": training_hooks.on_cancelled})
+    training = Training(db, store, catalog, settings)
+    services = Services(
+        settings=settings,
+        catalog=catalog,
+        characters=Characters(db, store, clock, settings, catalog, jobs, training, hints),
+        training=training,
+        generation=Generation(db, clock, settings, catalog, jobs, hints),
+        jobs=jobs,
+        pods=Pods(db, clock, hints, settings, secrets.join_token),
+        assets=Assets(db, store, clock, settings),
+        events=Events(db, hints, settings.poll_seconds),
+        overview=Overview(db),
+    )
+    return Parts(settings, db, clock, hints, store, services)
+
+
+async def _background(app: web.Application) -> AsyncIterator[None]:
+    """From start to stop: the database's tables, the scheduler and the sweeps."""
+    parts = app[PARTS]
+    await asyncio.to_thread(migrate, parts.db.url)
+    await asyncio.to_thread(parts.store.clear_incoming)
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None, sock_connect=10)) as session:
+        scheduler = _scheduler(parts, session)
+        tasks = [
+            asyncio.create_task(_kept_up("scheduler", scheduler.run)),
+            asyncio.create_task(_kept_up("pod sweep", lambda: _every(POD_SWEEP_SECONDS, parts.services.pods.sweep))),
+            asyncio.create_task(
+                _kept_up("asset sweep", lambda: _every(ASSET_SWEEP_SECONDS, parts.services.assets.sweep))
+            ),
+        ]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+    await parts.db.close()
+
+
+def _scheduler(parts: Parts, session: aiohttp.ClientSession) -> Scheduler:
+    provider = ComfyUIProvider(session, parts.store, Pace(submit_seconds=parts.settings.submit_timeout_seconds))
+    return Scheduler(
+        parts.db, {"embedded": provider, "comfyui": provider}, parts.settings, parts.clock, _hooks(parts), parts.hints
+    )
+
+
+def _hooks(parts: Parts) -> Hooks:
+    """What each kind of job does when it ends."""
+    made, trained = generation_hooks.complete, training_hooks.complete
+    return Hooks(
+        complete={"image": made, "video": made, "train": trained},
+        on_failed={"train": training_hooks.on_failed},
+        on_cancelled={"train": training_hooks.on_cancelled},
+        verify=parts.services.assets.verify,
+    )
+
+
+async def _every(seconds: float, work: Callable[[], Awaitable[object]]) -> None:
+    while True:
+        await work()
+        await asyncio.sleep(seconds)
+
+
+async def _kept_up(name: str, work: Callable[[], Awaitable[None]]) -> None:
+    """Run background work for as long as the server lives."""
+    while True:
+        try:
+            await work()
+        except Exception:
+            # Whatever it was, a server without its scheduler would take requests and never do them.
+            log.exception("the %s stopped; starting it again", name)
+        await asyncio.sleep(RESTART_SECONDS)
