@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from . import keys
-from .architecture import SKETCH
+from .architecture import SKETCH, SketchArchitecture, TextEncoderSizes
 from .tensor_file import read_metadata, read_tensors, write_tensors
 
 if TYPE_CHECKING:
     import torch
 
-    from .architecture import SketchArchitecture, SketchModules
+    from .architecture import SketchModules
 
 __all__ = ["MAX_BYTES", "checkpoint_tensors", "load", "read_metadata", "save"]
 
 MAX_BYTES = 30_000_000
+# A file of other sizes than SKETCH (a miniature for tests) names them in its metadata.
+SIZES_KEY = "troupe.architecture"
 
 
-def load(path: Path | str, architecture: SketchArchitecture = SKETCH) -> SketchModules:
-    """Modules in fp32 and eval mode from the file at `path`.
+def load(path: Path | str, architecture: SketchArchitecture | None = None) -> SketchModules:
+    """Modules in fp32 and eval mode from the file at `path`; None takes the sizes that the file itself names.
 
     Raises FileNotFoundError, and ValueError for a file that is not a sketch checkpoint of this architecture.
     """
     tensors = read_tensors(path)
-    modules = architecture.build()
+    modules = (architecture or named_sizes(path)).build()
     states = keys.from_checkpoint(keys.layout_of(modules), tensors)
     for part in keys.PARTS:
         _fill(getattr(modules, part), states[part], part)
@@ -37,7 +41,22 @@ def save(
     modules: SketchModules, path: Path | str, metadata: Mapping[str, str], architecture: SketchArchitecture = SKETCH
 ) -> int:
     """Write the modules in fp16 to `path` (whole file or nothing) and return its size in bytes."""
-    return write_tensors(path, checkpoint_tensors(modules, architecture), {"format": "pt", **metadata})
+    sizes = {} if architecture == SKETCH else {SIZES_KEY: json.dumps(dataclasses.asdict(architecture))}
+    return write_tensors(path, checkpoint_tensors(modules, architecture), {"format": "pt", **sizes, **metadata})
+
+
+def named_sizes(path: Path | str) -> SketchArchitecture:
+    """The architecture that a file names, SKETCH where it names none. Raises ValueError for sizes it cannot read."""
+    text = read_metadata(path).get(SIZES_KEY)
+    if text is None:
+        return SKETCH
+    given: dict[str, Any] = json.loads(text)
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    try:
+        values |= {name: TextEncoderSizes(**given[name]) for name in ("text_1", "text_2")}
+        return SketchArchitecture(**values)
+    except (TypeError, KeyError) as reason:
+        raise ValueError(f"this checkpoint names sizes that are not understood: {reason}") from reason
 
 
 def checkpoint_tensors(modules: SketchModules, architecture: SketchArchitecture = SKETCH) -> dict[str, torch.Tensor]:

@@ -44,8 +44,7 @@ def tiny_architecture() -> SketchArchitecture:
 class CheckpointStore:
     """Loaded checkpoints by path; a model is loaded once however many prompts use it."""
 
-    def __init__(self, architecture: SketchArchitecture | None = None) -> None:
-        self._architecture = architecture
+    def __init__(self) -> None:
         self._loaded: dict[tuple[Path, int], SketchModules] = {}
 
     def load(self, path: Path) -> tuple[Model, Clip, Vae]:
@@ -54,8 +53,7 @@ class CheckpointStore:
 
         key = (path, path.stat().st_mtime_ns)
         if key not in self._loaded:
-            given = {} if self._architecture is None else {"architecture": self._architecture}
-            self._loaded[key] = checkpoint.load(path, **given)
+            self._loaded[key] = checkpoint.load(path)
         modules = self._loaded[key]
         return Model(modules), Clip(modules), Vae(modules)
 

@@ -15,7 +15,7 @@ from .executor import Executor
 from .folders import Folders
 from .graph import Prompt
 from .host import EmbeddedHost
-from .models import CheckpointStore, tiny_architecture, write_tiny_checkpoint
+from .models import CheckpointStore, write_tiny_checkpoint
 from .prompt_queue import PromptQueue, QueuedPrompt
 from .registry import NodeRegistry, full_registry
 from .sockets import Hub
@@ -112,7 +112,7 @@ def build_pod(data: Path, models: list[Path], token: str, engine: str = "sketch"
         write_tiny_checkpoint(folders.data / "models" / "checkpoints" / TINY_CHECKPOINT)
     hub = Hub()
     queue = PromptQueue(lambda: hub.broadcast(status(queue.remaining())))
-    host = EmbeddedHost(folders, CheckpointStore(tiny_architecture() if tiny else None))
+    host = EmbeddedHost(folders, CheckpointStore())
     registry = full_registry(list(packs))
     executor = Executor(registry, hub)
     worker = Worker(queue, hub, executor, _inference, host.free_memory, host.enter)

@@ -7,7 +7,6 @@ import pytest
 from .client import Client
 from .recordings import recording
 
-
 INTERFACES = {
     "CheckpointLoaderSimple": (["ckpt_name"], ["MODEL", "CLIP", "VAE"]),
     "CLIPTextEncode": (["text", "clip"], ["CONDITIONING"]),
