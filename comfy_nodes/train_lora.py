@@ -119,7 +119,7 @@ class _Training:
             if error is not None:
                 raise error
             self.reporter.phase("verifying")
-            verified = verify_lora(job.result, trainer.known_modules())
+            verified = verify_lora(job.result, trainer.known_modules(checkpoint))
             return self._described(self._upload(job), verified, finished.last_step, job)
         finally:
             shutil.rmtree(folder, ignore_errors=True)

@@ -24,7 +24,9 @@ class TrainerError(RuntimeError):
 # (what the log says, code, detail); the first that is found decides. `{0}` is the first group of the pattern.
 _TELLS: tuple[tuple[str, str, str], ...] = (
     (r"error: (unrecognized arguments: .+|argument .+)", "bad_arguments", "the trainer refused its arguments: {0}"),
-    (r"No data found", "no_data", "the trainer found no images in the dataset folder"),
+    (r"^DivergedError\b", "loss_diverged", "the loss became not-a-number: the learning rate is too high"),
+    (r"^ValueError: (.*recipe parameter.*)", "bad_recipe", "the trainer refused the recipe: {0}"),
+    (r"No data found|^NoPicturesError\b", "no_data", "the trainer found no images in the dataset folder"),
     (r"OutOfMemoryError|CUDA out of memory", "out_of_memory", "the GPU's memory is too small"),
     (r"DefaultCPUAllocator: can't allocate|^MemoryError", "out_of_host_memory", "the machine's memory is too small"),
     (r"NaN detected in latents:? ?(.*)", "nan_in_latents", "an image became not-a-number in the VAE: {0}"),

@@ -50,8 +50,8 @@ class Job:
 
 @dataclass(frozen=True)
 class Trainer:
-    """One trainer: how to start it, which modules its base has, and what keeps it from running here (None: nothing)."""
+    """One trainer: how to start it, which modules a checkpoint of its base has, and what keeps it from running here (None: nothing)."""
 
     command: Callable[[Job], Command]
-    known_modules: Callable[[], frozenset[str]]
+    known_modules: Callable[[Path], frozenset[str]]
     obstacle: Callable[[], str | None]

@@ -32,6 +32,7 @@ def job_file(job: Job) -> dict[str, object]:
     """The members of job.json; every path is absolute."""
     dataset = job.dataset
     params = dict(dataset.params)
+    sample_every = int(params.pop("sample_every", 0) or 0)
     return {
         "checkpoint": str(job.checkpoint.resolve()),
         "dataset_dir": str(job.images.resolve()),
@@ -42,7 +43,7 @@ def job_file(job: Job) -> dict[str, object]:
         "trigger": dataset.trigger,
         "class_word": dataset.class_word,
         "sample_prompts": list(dataset.sample_prompts),
-        "sample_every": int(params.get("sample_every") or 0),
+        "sample_every": sample_every,
         "metadata": {**job.metadata(), "ss_base_model_version": "troupe_sketch"},
         "threads": job.threads,
     }
@@ -53,11 +54,12 @@ def interpreter() -> str:
     return os.environ.get("TROUPE_SKETCH_PYTHON", "").strip() or sys.executable
 
 
-def known_modules() -> frozenset[str]:
-    """The kohya names of every module of the sketch base that a LoRA may change."""
+def known_modules(checkpoint: Path) -> frozenset[str]:
+    """The kohya names of every module of a sketch checkpoint that a LoRA may change."""
+    from ..sketch.checkpoint import named_sizes
     from ..sketch.lora import known_names
 
-    return known_names()
+    return known_names(named_sizes(checkpoint))
 
 
 def obstacle() -> str | None:
