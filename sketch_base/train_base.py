@@ -96,7 +96,7 @@ def sizes_of(count: int, rng: random.Random, recipe: Recipe) -> torch.Tensor:
 class Trainer:
     """Weights, optimisers, moving average and random state of one run."""
 
-    def __init__(self, recipe: Recipe, vae_path: Path, compile_unet: bool) -> None:
+    def __init__(self, recipe: Recipe, vae_path: Path) -> None:
         torch.manual_seed(SEED)
         self.recipe = recipe
         self.rng = random.Random(SEED)
@@ -108,7 +108,6 @@ class Trainer:
         self.optimisers = optimisers_of(self.modules, recipe)
         self.base_rates = [o.param_groups[0]["lr"] for o in self.optimisers]
         self.shares = sampling.alphas_bar(SKETCH.scheduler_config).float()
-        self.unet: Any = torch.compile(self.modules.unet, dynamic=False) if compile_unet else self.modules.unet
 
     def loss(self, latents: torch.Tensor, portraits: list[Portrait]) -> torch.Tensor:
         """Mean weighted v error of one batch of latents (N, channels, 16, 16)."""
@@ -122,7 +121,7 @@ class Trainer:
         with torch.autocast("cpu", torch.bfloat16):
             told = sampling.encode_tokens(self.modules, *ids)
             added = {"text_embeds": told.pooled, "time_ids": sizes_of(count, self.rng, self.recipe)}
-            guess = self.unet(noisy, times, told.hidden, added_cond_kwargs=added, return_dict=False)[0]
+            guess = self.modules.unet(noisy, times, told.hidden, added_cond_kwargs=added, return_dict=False)[0]
         snr = (share / (1 - share)).flatten()
         weight = snr.clamp(max=self.recipe.snr_gamma) / (snr + 1)
         error = (guess.float() - target).square().mean((1, 2, 3))
@@ -188,10 +187,17 @@ def _copy(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def prepare(modules: SketchModules) -> None:
-    """Start values: unused vocabulary rows zero, the last convolution of every residual block near zero."""
+    """Start values: unused vocabulary rows zero, the last convolution of every residual block zero.
+
+    Attention is computed in plain steps: on a CPU the fused kernel's backward pass took a third of a training step.
+    """
+    from diffusers.models.attention_processor import AttnProcessor
+
+    modules.unet.set_attn_processor(AttnProcessor())
     used = sorted(modules.tokenizer.get_vocab().values())
     for encoder in (modules.text_encoder_1, modules.text_encoder_2):
         encoder.train()
+        encoder.set_attn_implementation("eager")
         table = encoder.get_input_embeddings().weight
         with torch.no_grad():
             rows = torch.randn(len(used), table.shape[1]) * 0.5
@@ -227,8 +233,8 @@ def grid(modules: SketchModules, path: Path, prompts: tuple[str, ...] = GRID_PRO
         latent = sampling.sample(modules, positive, negative, latent, seed=7, steps=steps, cfg=4.0)
         pictures = sampling.decode(modules, latent)
     sheet = Image.new("RGB", (4 * 128, (len(prompts) + 3) // 4 * 128))
-    for i, picture in enumerate(pictures):
-        sheet.paste(picture, (i % 4 * 128, i // 4 * 128))
+    for i, picture in enumerate((pictures.float().numpy() * 255).round().astype("uint8")):
+        sheet.paste(Image.fromarray(picture), (i % 4 * 128, i // 4 * 128))
     sheet.save(path)
 
 
@@ -248,9 +254,9 @@ def control(folder: Path, recipe: Recipe) -> Recipe:
     return Recipe(**{**asdict(recipe), "steps": wanted.get("steps", recipe.steps)})
 
 
-def train(folder: Path, recipe: Recipe, published: Path, compile_unet: bool, save_every: int, grid_every: int) -> None:
+def train(folder: Path, recipe: Recipe, published: Path, save_every: int, grid_every: int) -> None:
     """Run to the recipe's end: log.csv, state.pt, grid_*.png in `folder`, newest averaged weights at `published`."""
-    trainer = Trainer(recipe, folder / "vae" / "vae.pt", compile_unet)
+    trainer = Trainer(recipe, folder / "vae" / "vae.pt")
     if (folder / "state.pt").exists():
         trainer.resume(folder / "state.pt")
     latents, portraits = read_parts(folder / "latents")
@@ -282,12 +288,11 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=Recipe.batch)
     parser.add_argument("--muon-rate", type=float, default=Recipe.muon_rate)
     parser.add_argument("--adam-rate", type=float, default=Recipe.adam_rate)
-    parser.add_argument("--compile", action="store_true")
     parser.add_argument("--save-every", type=int, default=500)
     parser.add_argument("--grid-every", type=int, default=1000)
     args = parser.parse_args()
     recipe = Recipe(steps=args.steps, batch=args.batch, muon_rate=args.muon_rate, adam_rate=args.adam_rate)
-    train(args.folder, recipe, args.published, args.compile, args.save_every, args.grid_every)
+    train(args.folder, recipe, args.published, args.save_every, args.grid_every)
 
 
 if __name__ == "__main__":

@@ -81,6 +81,17 @@ class NormalisedLatents(torch.nn.Module):
         return normalised
 
 
+@torch.no_grad()
+def calibrate(encoder: torch.nn.Module, norm: torch.nn.BatchNorm2d, crops: Crops, batches: int = 40) -> None:
+    """Measure the latents of the averaged encoder: the running figures belong to the weights of the last steps."""
+    norm.reset_running_stats()
+    norm.momentum = None  # a plain mean over all batches
+    norm.train()
+    for _ in range(batches):
+        norm(encoder(crops.next()))
+    norm.eval()
+
+
 def fold(encoder: torch.nn.Module, norm: torch.nn.BatchNorm2d) -> None:
     """Make the encoder's last convolution give normalised latents by itself."""
     last = list(encoder.layers)[-1]  # type: ignore[arg-type]
@@ -114,7 +125,7 @@ def schedule(step: int, steps: int, warmup: int = 100) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup))))
 
 
-def train(folder: Path, steps: int, batch: int, pool_size: int, muon: bool = True) -> Any:
+def train(folder: Path, steps: int, batch: int, pool_size: int, muon: bool = True, start: Path | None = None) -> Any:
     """Train for `steps` steps; writes log.csv and vae.pt (folded, fp32 state dict) into `folder`."""
     torch.manual_seed(SEED)
     folder.mkdir(parents=True, exist_ok=True)
@@ -123,6 +134,10 @@ def train(folder: Path, steps: int, batch: int, pool_size: int, muon: bool = Tru
     initialise(vae)
     vae = vae.to(memory_format=torch.channels_last).train()
     latent_norm = NormalisedLatents(SKETCH.latent_channels)
+    if start is not None:
+        saved = torch.load(start)
+        vae.load_state_dict(saved["vae"])
+        latent_norm.load_state_dict(saved["norm"])
     inner, outer = split_weights(vae)
     optimisers: list[torch.optim.Optimizer] = [torch.optim.Adam(outer if muon else [*inner, *outer], lr=1e-3, betas=(0.9, 0.98))]
     if muon:
@@ -144,6 +159,7 @@ def train(folder: Path, steps: int, batch: int, pool_size: int, muon: bool = Tru
         if step % 500 == 499:
             torch.save({"vae": average, "norm": latent_norm.state_dict(), "step": step}, folder / "vae_unfolded.pt")
     vae.load_state_dict(average)
+    calibrate(vae.encoder, latent_norm.norm, crops)
     fold(vae.encoder, latent_norm.norm)
     torch.save(vae.state_dict(), folder / "vae.pt")
     return vae
@@ -193,8 +209,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--pool", type=int, default=12000)
     parser.add_argument("--adam", action="store_true")
+    parser.add_argument("--start", type=Path, help="an earlier vae_unfolded.pt to go on from")
     args = parser.parse_args()
-    vae = train(args.folder, args.steps, args.batch, args.pool, muon=not args.adam)
+    vae = train(args.folder, args.steps, args.batch, args.pool, muon=not args.adam, start=args.start)
     figures = round_trip(vae)
     (args.folder / "vae_round_trip.json").write_text(json.dumps(figures, indent=2) + "\n")
     print(json.dumps(figures))
