@@ -65,8 +65,9 @@ def frames_of(data: bytes, count: int = MAX_CELLS) -> list[Image.Image]:
         return []
     import av
 
-    with av.open(io.BytesIO(data), mode="r") as container:
-        frames: list[Any] = [frame.to_image() for frame in container.decode(video=0)]
+    opened: Any = av.open(io.BytesIO(data))  # PyAV's own types say less than what it does
+    with opened as container:
+        frames = [frame.to_image() for frame in container.decode(video=0)]
     return [frames[index * len(frames) // count] for index in range(count)] if len(frames) > count else frames
 
 

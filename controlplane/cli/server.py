@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import os
 import socket
 import sys
@@ -28,6 +29,7 @@ async def run(options: argparse.Namespace, console: Console) -> int:
 
     given = {"host": options.host, "port": options.port, "data": options.data}
     settings = Settings(**{name: value for name, value in given.items() if value is not None})
+    logging.getLogger().setLevel(settings.log_level.upper())
     async with app.running(settings) as url:
         console.print(f"Troupe listens on {url} (API: {url}/docs)", soft_wrap=True)
         pods = embedded_pods(options, settings.data, url, app.join_token(settings)) if options.embedded_pod else []

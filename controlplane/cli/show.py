@@ -27,7 +27,7 @@ COLOURS = {
     "failed": "red",
     "lost": "red",
 }
-PERCENT_BETWEEN_LINES = 10.0
+PERCENT_BETWEEN_LINES = 25.0
 
 
 def table(console: Console, columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str = "") -> None:
@@ -76,7 +76,12 @@ class Board(ABC):
     async def follow(self, client: Client, label: str, job: Mapping[str, Any]) -> Json:
         """Show one job under a label until it is final, and answer the final job."""
         row = self.add(label)
-        final = await client.follow(job["id"], lambda data: self.tell(row, data.get("progress") or {}))
+
+        def told(data: Mapping[str, Any]) -> None:
+            if data.get("progress"):  # not every event of a job tells how far it is
+                self.tell(row, data["progress"])
+
+        final = await client.follow(job["id"], told)
         self.close(row, final["status"])
         return final
 
@@ -143,7 +148,7 @@ class _Bars(Board):
 
 
 class _Lines(Board):
-    """The same as lines of text, one for every new phase and every ten percent."""
+    """The same as lines of text, one for every new phase and every quarter."""
 
     def __init__(self, console: Console) -> None:
         self._console = console

@@ -85,7 +85,7 @@ def test_a_progress_that_knows_nothing_yet_is_no_error():
     assert show.words_of({"phase": None, "step": None, "total_steps": None, "loss": None, "eta_seconds": None}) == ""
 
 
-async def test_outside_a_terminal_progress_is_one_line_for_every_ten_percent():
+async def test_outside_a_terminal_progress_is_one_line_for_every_quarter():
     class FollowsAtOnce:
         async def follow(self, job_id, told):
             for percent in range(101):
@@ -95,7 +95,7 @@ async def test_outside_a_terminal_progress_is_one_line_for_every_ten_percent():
     console = Console(width=100, record=True, file=io.StringIO())
     with show.board(console) as board:
         await board.follow(FollowsAtOnce(), "Nell", {"id": "job_1"})
-    assert len(console.export_text().strip().splitlines()) == 12
+    assert len(console.export_text().strip().splitlines()) == 6
 
 
 def test_the_contact_sheet_has_a_strip_for_every_row(tmp_path):
