@@ -100,7 +100,7 @@ def training_key(
 
 def dataset_key(project_id: str, character_id: str, dataset_id: str, position: int) -> str:
     """Where a reference image lives; n from 1."""
-    return f"{project_id}/{character_id}/datasets/{dataset_id}/{position + 1:03d}.png"
+    return f"{project_id}/{character_id}/dataset/{dataset_id}/{position + 1:03d}.png"
 
 
 def thumbnail_key(key: str) -> str:

@@ -63,7 +63,9 @@ class Assets:
             asset.key, asset.media_type, asset.bytes, self._settings.upload_url_seconds
         )
         upload = {"method": "PUT", "url": url, "headers": headers}
-        return {"asset_id": asset.id, "url": self._blobs.public_url(asset.key), "upload": upload}
+        is_public, seconds = asset.is_public, self._settings.file_url_seconds
+        shown = self._blobs.public_url(asset.key) if is_public else self._blobs.signed_get_url(asset.key, seconds)
+        return {"asset_id": asset.id, "url": shown, "upload": upload}
 
     async def verify(self, job: Job, outputs: Mapping[str, Any]) -> list[str]:
         """What is wrong with the files that an attempt reported, in words; nothing where every file is in the store.

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "AVIF")
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "AVIF")
 FORMAT_WORDS = "PNG, JPEG, WebP, GIF, BMP or AVIF"
-# An MPO is a photograph with a preview or a depth map as second picture: its first one is what was meant.
+# A JPEG with several pictures (MPO) is a photograph with a preview or a depth map: its first one is what was meant.
 _MOVING = ("GIF", "PNG", "WEBP", "AVIF")
 KEPT_SIDE = 1536
 """Longer side (pixels) of a kept reference: what the largest training bucket can use."""
@@ -51,8 +51,12 @@ def open_upright(source: Path | bytes, max_bytes: int, max_pixels: int) -> Image
     if size > max_bytes:
         raise UnreadablePicture(f"the file has {size:,} bytes, at most {max_bytes:,} are taken")
     try:
-        with Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
+        with _opened(source) as image:
             _check_header(image, max_pixels)
+            if image.format == "PNG":
+                # Decoding does not check the checksums of a PNG's chunks, and damage would be trained on.
+                image.verify()
+        with _opened(source) as image:
             image.load()
             return _flattened(ImageOps.exif_transpose(image))
     except UnreadablePicture:
@@ -103,6 +107,12 @@ def as_webp(image: Image.Image, side: int) -> bytes:
     buffer = BytesIO()
     shrunk(image, side).save(buffer, "WEBP", quality=80, method=4)
     return buffer.getvalue()
+
+
+def _opened(source: Path | bytes) -> Image.Image:
+    Image.init()
+    readable = [format for format in FORMATS if format in Image.OPEN]
+    return Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=readable)
 
 
 def _check_header(image: Image.Image, max_pixels: int) -> None:
