@@ -77,20 +77,17 @@ def raise_progress_seq(c: Connection, project_id: str, attempt_id: str, seq: int
 
 def loads(c: Connection, project_id: str) -> dict[str, Load]:
     """Each pod's load, derived from the attempts sent to it; pods without attempts are absent."""
-    running: dict[str, int] = dict(
-        c.execute(
-            select(attempts.c.pod_id, func.count())
-            .join(jobs, jobs.c.id == attempts.c.job_id)
-            .where(
-                attempts.c.project_id == project_id,
-                attempts.c.status.in_(ATTEMPT_LIVE),
-                jobs.c.status.not_in(FINAL),
-            )
-            .group_by(attempts.c.pod_id)
+    counted = c.execute(
+        select(attempts.c.pod_id, func.count())
+        .join(jobs, jobs.c.id == attempts.c.job_id)
+        .where(
+            attempts.c.project_id == project_id,
+            attempts.c.status.in_(ATTEMPT_LIVE),
+            jobs.c.status.not_in(FINAL),
         )
-        .tuples()
-        .all()
+        .group_by(attempts.c.pod_id)
     )
+    running: dict[str, int] = {row[0]: row[1] for row in counted}
     newest = (
         select(attempts.c.pod_id, func.max(attempts.c.created_at).label("created_at"))
         .where(attempts.c.project_id == project_id)

@@ -100,11 +100,20 @@ def claim(c: Connection, project_id: str, job_id: str, owner: str, lease_until: 
     )
 
 
-def take_over(c: Connection, owner: str, lease_until: float, now: float) -> Job | None:
-    """Take one job whose owner let its lease run out, whatever its state; its status stays."""
+def take_over(
+    c: Connection, owner: str, lease_until: float, now: float, except_for: Collection[str] = ()
+) -> Job | None:
+    """Take one job whose owner let its lease run out, whatever its state; its status stays.
+
+    ``except_for`` names jobs that the caller is still at work on, its own lease being late.
+    """
     expired = (
         select(jobs.c.id)
-        .where(jobs.c.status.in_(HELD), or_(jobs.c.lease_until.is_(None), jobs.c.lease_until < now))
+        .where(
+            jobs.c.status.in_(HELD),
+            or_(jobs.c.lease_until.is_(None), jobs.c.lease_until < now),
+            jobs.c.id.not_in(list(except_for)),
+        )
         .order_by(jobs.c.lease_until)
         .limit(1)
         .with_for_update(skip_locked=True)

@@ -33,6 +33,9 @@ STOP_PAUSE = 2.0
 
 ABSENT = "attempt_absent"
 
+RAN = frozenset({"running", "progress", "succeeded", "failed", "interrupted"})
+"""Updates that say that the pod has begun, even where its beginning was missed."""
+
 Order = Literal["cancel", "deadline", "stalled", "pod_lost", "moved"]
 
 
@@ -156,7 +159,7 @@ class Carrier:
         async with aclosing(self._provider(held).follow(held.work)) as updates:  # type: ignore[type-var]
             async for update in updates:
                 held.last_sign = time.monotonic()
-                if update.kind == "running" or (update.kind == "progress" and held.attempt.status != "running"):
+                if update.kind in RAN:
                     await self._note_running(held)
                 if update.kind == "progress" and time.monotonic() - written >= PROGRESS_SECONDS:
                     written = time.monotonic()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from sqlalchemy import Connection
@@ -30,9 +30,9 @@ class Claimed:
     """Whether another claim worked on it before: its attempt may be known to the pod, whatever our rows say."""
 
 
-def take_over(c: Connection, owner: str, lease_until: float, now: float) -> Claimed | None:
+def take_over(c: Connection, owner: str, lease_until: float, now: float, except_for: Collection[str]) -> Claimed | None:
     """Claim one job whose owner fell silent, keeping its attempt."""
-    job = job_rows.take_over(c, owner, lease_until, now)
+    job = job_rows.take_over(c, owner, lease_until, now, except_for)
     if job is None:
         return None
     attempt = attempt_rows.current(c, job.project_id, job.id)

@@ -91,7 +91,7 @@ class Scheduler:
     async def _claim_one(self) -> bool:
         if len(self._tasks) >= self._settings.max_running_jobs:
             return False
-        claimed = await self._db.write(self._claim)
+        claimed = await self._db.write(self._claim, tuple(self._tasks))
         if claimed is None:
             return False
         self._hints.wake(Hints.EVENTS)
@@ -100,11 +100,12 @@ class Scheduler:
         self._claims[claimed.job.id] = claimed.job.claim_no
         return True
 
-    def _claim(self, c: Connection) -> Claimed | None:
+    def _claim(self, c: Connection, carried: tuple[str, ...]) -> Claimed | None:
         now = self._clock.now()
         lease_until = now + self._settings.lease_seconds
         fail_overdue(c, self._hooks, now)
-        return take_over(c, self.owner, lease_until, now) or claim_next(c, self.owner, lease_until, now)
+        expired = take_over(c, self.owner, lease_until, now, carried)
+        return expired or claim_next(c, self.owner, lease_until, now)
 
     async def _carry(self, claimed: Claimed) -> None:
         job_id = claimed.job.id
