@@ -50,7 +50,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Trainer:
-    """One trainer: how to start it, which modules a checkpoint of its base has, and what keeps it from running here (None: nothing)."""
+    """One trainer: how to start it, which modules a checkpoint has, and what keeps it from running here (or None)."""
 
     command: Callable[[Job], Command]
     known_modules: Callable[[Path], frozenset[str]]

@@ -69,7 +69,7 @@ def test_a_real_training_ends_with_a_lora_that_passes(pod: Any, tmp_path: Path) 
 
 
 def test_a_learning_rate_without_bound_is_a_diverged_loss(pod: Any) -> None:
-    with pytest.raises(TrainerError, match="^loss_diverged: "):
+    with pytest.raises(TrainerError, match=r"^loss_diverged: "):
         train(pod, steps=20, learning_rate=1e30, warmup=0.0, gradient_norm=1e30)
 
 
