@@ -18,7 +18,7 @@ from rich.console import Console
 from controlplane.cli import contact_sheet, show
 from controlplane.cli.children import Command, end, importable, start
 from controlplane.cli.commands import CREATE_FIELDS, read_folder
-from controlplane.cli.server import EMBEDDED_PODS, free_port
+from controlplane.cli.server import EMBEDDED_PODS, check_weights, free_port
 from controlplane.client import Client, Json, Unreachable
 from controlplane.errors import BadRequest, TroupeError
 from controlplane.settings import REPOSITORY
@@ -68,6 +68,7 @@ class Portrayal:
 async def run(options: argparse.Namespace, console: Console) -> int:
     """Run the demo; 0 once every picture and the video are there. On a terminal the server stays up until Ctrl-C."""
     examples = find_examples(options.examples or REPOSITORY / "examples" / "characters", options.characters)
+    check_weights(options)
     folder: Path = options.folder
     url = f"http://{HOST}:{free_port(HOST)}"
     server = await start(_server(options, url, folder))

@@ -13,13 +13,16 @@ from pathlib import Path
 from rich.console import Console
 
 from controlplane.cli.children import Command, importable, kept
-from controlplane.settings import Settings
+from controlplane.errors import NotFound
+from controlplane.settings import REPOSITORY, Settings
 
 EMBEDDED_PODS = {"pictures": "image,video", "training": "train"}
 """Names and labels: a training never shares a pod's queue with pictures."""
 TRAINING_NICENESS = 5
 """Pictures that are asked for during a training come first; an idle machine loses nothing by it."""
 PARENT_POLL_SECONDS = 1.0
+EMBEDDED_MODELS = REPOSITORY / "pod_images" / "embedded" / "models"
+CHECKPOINT = "checkpoints/sketch_base.safetensors"
 
 
 async def run(options: argparse.Namespace, console: Console) -> int:
@@ -29,6 +32,8 @@ async def run(options: argparse.Namespace, console: Console) -> int:
 
     given = {"host": options.host, "port": options.port, "data": options.data}
     settings = Settings(**{name: value for name, value in given.items() if value is not None})
+    if options.embedded_pod:
+        check_weights(options)
     logging.getLogger().setLevel(settings.log_level.upper())
     async with app.running(settings) as url:
         console.print(f"Troupe listens on {url} (API: {url}/docs)", soft_wrap=True)
@@ -46,6 +51,14 @@ async def migrate(options: argparse.Namespace, console: Console) -> int:
     await asyncio.to_thread(app.migrate_database, settings)
     console.print("The database has this version's shape.")
     return 0
+
+
+def check_weights(options: argparse.Namespace) -> None:
+    """NotFound where the embedded pods could not paint, before anything is started."""
+    folders: list[Path] = options.models or [EMBEDDED_MODELS]
+    if options.engine == "sketch" and not any((folder / CHECKPOINT).is_file() for folder in folders):
+        looked = ", ".join(str(folder / CHECKPOINT) for folder in folders)
+        raise NotFound(f"There are no weights of the sketch base at {looked}; make them with: make sketch-base")
 
 
 def free_port(host: str) -> int:

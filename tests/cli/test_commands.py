@@ -13,7 +13,8 @@ from controlplane.cli import contact_sheet, show
 from controlplane.cli.arguments import build_parser
 from controlplane.cli.commands import read_folder
 from controlplane.cli.demo import find_examples
-from controlplane.errors import BadRequest
+from controlplane.cli.server import check_weights
+from controlplane.errors import BadRequest, NotFound
 
 
 def troupe(*arguments, **environment):
@@ -57,6 +58,16 @@ def test_captions_are_read(tmp_path):
 def test_a_folder_without_images_is_refused(tmp_path):
     with pytest.raises(BadRequest, match="no images"):
         read_folder(tmp_path)
+
+
+def test_weights_that_are_not_there_are_said_before_anything_starts(tmp_path):
+    options = build_parser().parse_args(["serve", "--embedded-pod", "--models", str(tmp_path)])
+    with pytest.raises(NotFound, match="make sketch-base"):
+        check_weights(options)
+
+
+def test_the_tiny_engine_needs_no_weights(tmp_path):
+    check_weights(build_parser().parse_args(["demo", "--engine", "tiny", "--models", str(tmp_path)]))
 
 
 def test_too_few_examples_are_said(tmp_path):
