@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 
-async def until(true: Callable[[], object], seconds: float = 15.0) -> None:
+async def until(true: Callable[[], object], seconds: float = 90.0) -> None:
     """Return once ``true()`` holds; AssertionError where it does not in time."""
     end = time.monotonic() + seconds
     while not true():

@@ -69,7 +69,7 @@ class Jobs:
         limit: int | None = None,
         cursor: str | None = None,
     ) -> Page[JobView]:
-        """Jobs, newest first. BadRequest where the cursor is none of ours."""
+        """Jobs, newest first. Unprocessable where the cursor is none of ours."""
         size, before = checked_limit(limit), decode(cursor)
 
         def read(c: Connection) -> list[JobView]:

@@ -102,13 +102,13 @@ class Engine:
         """The job as it is now."""
         return await self.jobs.get(PROJECT, job.id)
 
-    async def final(self, job: Job, seconds: float = 20.0) -> JobView:
+    async def final(self, job: Job, seconds: float = 90.0) -> JobView:
         """The job once it is final."""
         view = await self.jobs.wait(PROJECT, job.id, seconds)
         assert is_final(view.job.status), f"still {view.job.status}: {view.job.placement}"
         return view
 
-    async def reached(self, job: Job, true: Callable[[JobView], object], seconds: float = 15.0) -> JobView:
+    async def reached(self, job: Job, true: Callable[[JobView], object], seconds: float = 90.0) -> JobView:
         """The job once something holds of it."""
         end = time.monotonic() + seconds
         while not true(view := await self.view(job)):

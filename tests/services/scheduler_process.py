@@ -79,7 +79,7 @@ async def main(folder: Path, step: str) -> None:
         if step == "transaction":
             room.hooks = dataclasses.replace(room.hooks, complete={"image": complete_and_die})
         room.start()
-        await asyncio.sleep(60)
+        await asyncio.sleep(300)
 
 
 if __name__ == "__main__":
