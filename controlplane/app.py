@@ -119,13 +119,12 @@ async def running(settings: Settings) -> AsyncIterator[str]:
 
 
 def join_token(settings: Settings) -> str:
-    """What a pod of this installation registers with."""
+    """The secret with which pods of this installation register; made on first use."""
     return load_secrets(settings).join_token
 
 
 def migrate_database(settings: Settings) -> None:
-    """Bring the database to this version's shape; its folder is made where there is none."""
-    settings.data.resolve().mkdir(parents=True, exist_ok=True)
+    """Bring the database to the shape that this code expects."""
     migrate(settings.effective_database_url)
 
 

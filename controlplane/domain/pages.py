@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -46,8 +47,11 @@ def decode(cursor: str | None) -> Position | None:
     try:
         unpacked = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
         created_at, row_id = unpacked
-        return Position(float(created_at), str(row_id))
-    except (binascii.Error, ValueError, TypeError):
+        position = Position(float(created_at), str(row_id))
+        if not math.isfinite(position.created_at) or not position.id.isascii():
+            raise ValueError("neither a time nor an id of ours")
+        return position
+    except (binascii.Error, ValueError, TypeError, OverflowError):
         detail = "The cursor is not one that this list gave out."
         raise Unprocessable(detail, errors=[{"pointer": "/cursor", "detail": "not valid"}]) from None
 

@@ -25,8 +25,8 @@ ABANDONED_SECONDS = 24 * 3600.0
 _SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._\-]{0,199}")
 _FACTS = ".facts"
 _INCOMING = ".incoming"
-PRIVATE_FOLDERS = frozenset({"dataset", "loras", "samples", "checkpoints"})
-"""Third parts of a key that are read through signed links only: reference pictures and trained weights."""
+_PUBLIC_FOLDER = re.compile(r"\d{4}-\d{2}-\d{2}")
+"""Results lie in folders by day. Whatever lies elsewhere, reference pictures and weights, takes a signed link."""
 
 
 class LocalStore:
@@ -51,7 +51,7 @@ class LocalStore:
     def is_private(self, key: str) -> bool:
         """Whether reading ``key`` takes a signed link."""
         parts = checked_key(key)
-        return len(parts) > 2 and parts[2] in PRIVATE_FOLDERS
+        return len(parts) < 4 or not _PUBLIC_FOLDER.fullmatch(parts[2])
 
     async def put(self, key: str, data: bytes, media_type: str) -> BlobInfo:
         """Store bytes; Conflict where the key already holds other bytes."""

@@ -108,7 +108,7 @@ class Api:
 
 
 def form_of(fields: dict[str, str], images: dict[str, bytes]) -> aiohttp.FormData:
-    form = aiohttp.FormData()
+    form = aiohttp.FormData(default_to_multipart=True)
     for name, value in fields.items():
         form.add_field(name, value)
     for name, data in images.items():

@@ -167,7 +167,7 @@ async def test_a_query_that_is_not_understood_is_refused(api: Api, path: str, qu
 
 
 @pytest.mark.parametrize("path", LISTS)
-@pytest.mark.parametrize("cursor", ["zzz", "bnVsbA", "W10", "%C3%A4", "W05hTiwgMV0"])
+@pytest.mark.parametrize("cursor", ["zzz", "bnVsbA", "W10", "%C3%A4", "W05hTiwgMV0", "WzEsIlx1ZDgwMCJd"])
 async def test_a_cursor_that_is_none_of_ours_is_refused(api: Api, path: str, cursor: str) -> None:
     answer = await api.get(f"{path}?cursor={cursor}")
     assert answer.status in (400, 422)

@@ -199,7 +199,7 @@ async def test_another_installations_links_are_not_valid(store: LocalStore, cloc
         store.check_get(KEY, query_of(other.signed_get_url(KEY, 60)))
 
 
-@pytest.mark.parametrize("folder", ["dataset", "loras", "samples", "checkpoints"])
+@pytest.mark.parametrize("folder", ["datasets", "loras", "samples", "checkpoints", "anything", "2026-11-20x"])
 async def test_reference_pictures_and_weights_need_a_signed_link(store: LocalStore, folder: str) -> None:
     with pytest.raises(LinkExpired):
         store.check_get(f"default/mira/{folder}/x-1.png", {})
