@@ -129,9 +129,23 @@ class Studio:
         return await self.db.read(count)
 
 
+MEMORY = Path("/dev/shm")
+
+
 @asynccontextmanager
 async def studio(folder: Path, *, with_pod: bool = True, **settings: Any) -> AsyncIterator[Studio]:
-    """Open a studio in ``folder``."""
+    """Open a studio in ``folder``, or in memory where there is a file system for that: its files are synced often."""
+    if not MEMORY.is_dir():
+        async with _studio(folder, with_pod, settings) as opened:
+            yield opened
+        return
+    with tempfile.TemporaryDirectory(prefix="troupe-test-", dir=MEMORY) as quick:
+        async with _studio(Path(quick), with_pod, settings) as opened:
+            yield opened
+
+
+@asynccontextmanager
+async def _studio(folder: Path, with_pod: bool, settings: Mapping[str, Any]) -> AsyncIterator[Studio]:
     clock, hints = Clock(), Hints()
     configured = Settings(data=folder / "data", **settings)
     (folder / "data").mkdir()
