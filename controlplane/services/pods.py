@@ -185,7 +185,10 @@ class Pods:
             return True
         if attempt_rows.raise_progress_seq(c, pod.project_id, attempt.id, int(body["seq"])):
             progress = reported_progress(job.progress, body)
-            job_rows.note_progress(c, job.project_id, job.id, progress)
+            # Loading a base or packing a file may be silent for minutes: there the report itself is the sign of life.
+            # In training only steps are, so that a trainer that hangs is noticed.
+            alive = {} if progress["phase"] == "training" else {"reported_at": self._clock.now()}
+            job_rows.note_progress(c, job.project_id, job.id, {**progress, **alive})
             _tell(c, job, progress, body, self._clock.now())
         return job.status == CANCELLING
 
