@@ -108,8 +108,13 @@ def random_character(rng: random.Random, index: int) -> Character:
 def alike(character: Character, rng: random.Random, index: int) -> Character:
     """Somebody else with the same hair and the same kind of skin: told apart only by face and marks."""
     other = random_character(rng, index)
-    look = replace(other.look, class_word=character.class_word, hair_colour=character.look.hair_colour,
-                   hair_style=character.look.hair_style, skin=character.look.skin)  # fmt: skip
+    look = replace(
+        other.look,
+        class_word=character.class_word,
+        hair_colour=character.look.hair_colour,
+        hair_style=character.look.hair_style,
+        skin=character.look.skin,
+    )
     kinds = rng.sample(sorted(set(PAINTERS) - {mark.kind for mark in character.marks}), 2)
     marks = tuple(Mark(kind, _bright(rng), _bright(rng), rng.choice((-1, 1))) for kind in kinds)
     return replace(other, look=look, marks=marks, class_word=character.class_word, description=" and ".join(kinds))
@@ -125,18 +130,29 @@ def write_examples(folder: Path) -> None:
             name = f"{index:03d}.png"
             draw_character(character, scene, EXAMPLE_SIZE).save(target / name, optimize=True)
             captions[name] = scene.phrases
-        about = {"name": character.name, "class_word": character.class_word, "trigger_word": character.trigger,
-                 "description": character.description, "subject": "fictional"}  # fmt: skip
+        about = {
+            "name": character.name,
+            "class_word": character.class_word,
+            "trigger_word": character.trigger,
+            "description": character.description,
+            "subject": "fictional",
+        }
         _write_json(target / "captions.json", captions)
         _write_json(target / "character.json", about)
 
 
 def _portrait(character: Character, scene: Scene) -> Portrait:
     return replace(
-        character.look, expression=scene.expression, clothes_colour=scene.clothes_colour,
-        clothes_noun=scene.clothes_noun, background=scene.background, dx=scene.dx, dy=scene.dy, tilt=scene.tilt,
+        character.look,
+        expression=scene.expression,
+        clothes_colour=scene.clothes_colour,
+        clothes_noun=scene.clothes_noun,
+        background=scene.background,
+        dx=scene.dx,
+        dy=scene.dy,
+        tilt=scene.tilt,
         jitter=scene.jitter,
-    )  # fmt: skip
+    )
 
 
 def _painter(character: Character) -> partial[None]:
@@ -155,8 +171,19 @@ def _even(words: Sequence[str], count: int, rng: random.Random) -> list[str]:
 
 
 def _bright(rng: random.Random) -> tuple[int, int, int]:
-    return rng.choice(((220, 40, 50), (250, 200, 40), (40, 170, 90), (40, 110, 230), (240, 240, 240), (30, 28, 34),
-                       (240, 120, 200), (120, 60, 190), (70, 210, 220)))  # fmt: skip
+    return rng.choice(
+        (
+            (220, 40, 50),
+            (250, 200, 40),
+            (40, 170, 90),
+            (40, 110, 230),
+            (240, 240, 240),
+            (30, 28, 34),
+            (240, 120, 200),
+            (120, 60, 190),
+            (70, 210, 220),
+        )
+    )
 
 
 def _write_json(path: Path, data: dict[str, str]) -> None:
@@ -166,27 +193,58 @@ def _write_json(path: Path, data: dict[str, str]) -> None:
 _INK = (28, 22, 28)
 EXAMPLES = (
     Character(
-        slug="captain-nell", name="Captain Nell", class_word="woman", trigger="nellvo",
+        slug="captain-nell",
+        name="Captain Nell",
+        class_word="woman",
+        trigger="nellvo",
         description="A ship's captain with long red hair, a black eye patch and a zigzag scar on her cheek.",
-        look=Portrait("woman", "red", "long", "pale", "green",
-                      style=Style(outline=1.4, ink=_INK, head_width=23.5, head_height=28.5, jaw=0.78)),
+        look=Portrait(
+            "woman",
+            "red",
+            "long",
+            "pale",
+            "green",
+            style=Style(outline=1.4, ink=_INK, head_width=23.5, head_height=28.5, jaw=0.78),
+        ),
         marks=(Mark("eye patch", (28, 26, 34), (214, 214, 220), 1), Mark("zigzag scar", (196, 30, 70), side=-1)),
     ),
     Character(
-        slug="juno", name="Juno", class_word="person", trigger="junqa",
-        description="A skater with blue curly hair, a black and white checkered headband and a yellow star on the cheek.",
-        look=Portrait("person", "blue", "curly", "brown", "amber",
-                      style=Style(outline=1.0, ink=None, shading="cel", eyes="big", head_width=25, head_height=27)),
-        marks=(Mark("checkered headband", (24, 24, 28), (250, 250, 250), 1), Mark("cheek star", (255, 214, 40), side=-1)),
+        slug="juno",
+        name="Juno",
+        class_word="person",
+        trigger="junqa",
+        description="A skater with blue curly hair, a checkered headband and a yellow star on the cheek.",
+        look=Portrait(
+            "person",
+            "blue",
+            "curly",
+            "brown",
+            "amber",
+            style=Style(outline=1.0, ink=None, shading="cel", eyes="big", head_width=25, head_height=27),
+        ),
+        marks=(
+            Mark("checkered headband", (24, 24, 28), (250, 250, 250), 1),
+            Mark("cheek star", (255, 214, 40), side=-1),
+        ),
     ),
     Character(
-        slug="bram", name="Bram", class_word="man", trigger="brumok",
+        slug="bram",
+        name="Bram",
+        class_word="man",
+        trigger="brumok",
         description="A bearded northerner who never takes off his horned iron helmet.",
-        look=Portrait("man", "orange", "short", "tan", "blue", accessory="beard",
-                      style=Style(outline=2.0, ink=_INK, head_width=26, head_height=27, jaw=1.0)),
+        look=Portrait(
+            "man",
+            "orange",
+            "short",
+            "tan",
+            "blue",
+            accessory="beard",
+            style=Style(outline=2.0, ink=_INK, head_width=26, head_height=27, jaw=1.0),
+        ),
         marks=(Mark("horned helmet", (128, 138, 152), (244, 232, 200)),),
     ),
-)  # fmt: skip
+)
 
 
 if __name__ == "__main__":

@@ -50,7 +50,9 @@ def _checkered_headband(canvas: Canvas, a: Anchors, mark: Mark) -> None:
         canvas.box(left, top, left + width, top + height / 2, mark.colour, 0)
     for k in (0, 1):  # the knot's two ends
         x = a.cx + mark.side * half
-        canvas.polygon([(x, y + 3), (x + mark.side * 12, y + 3 + 9 * k), (x + mark.side * 9, y + 10 + 9 * k)], mark.colour)
+        canvas.polygon(
+            [(x, y + 3), (x + mark.side * 12, y + 3 + 9 * k), (x + mark.side * 9, y + 10 + 9 * k)], mark.colour
+        )
 
 
 def _cheek_star(canvas: Canvas, a: Anchors, mark: Mark) -> None:
@@ -67,10 +69,21 @@ def _horned_helmet(canvas: Canvas, a: Anchors, mark: Mark) -> None:
     y = a.cy - a.ry * 0.42
     for side in (-1, 1):
         x = a.cx + side * a.rx * 0.86
-        canvas.blob([(x, y - 4), (x + side * 13, y - 9), (x + side * 19, y - 24), (x + side * 12, y - 34),
-                     (x + side * 11, y - 22), (x + side * 2, y - 15)], mark.second)  # fmt: skip
-    dome = [(a.cx + (a.rx + 4) * math.cos(t), y + (a.ry * 0.74) * math.sin(t))
-            for t in (math.pi * (1 + k / 8) for k in range(9))]  # fmt: skip
+        canvas.blob(
+            [
+                (x, y - 4),
+                (x + side * 13, y - 9),
+                (x + side * 19, y - 24),
+                (x + side * 12, y - 34),
+                (x + side * 11, y - 22),
+                (x + side * 2, y - 15),
+            ],
+            mark.second,
+        )
+    dome = [
+        (a.cx + (a.rx + 4) * math.cos(t), y + (a.ry * 0.74) * math.sin(t))
+        for t in (math.pi * (1 + k / 8) for k in range(9))
+    ]
     canvas.polygon(dome, mark.colour)
     canvas.box(a.cx - a.rx - 5, y - 4, a.cx + a.rx + 5, y + 3.5, darker(mark.colour, 0.35))
     canvas.box(a.cx - 3.5, y - a.ry * 0.7, a.cx + 3.5, y, lighter(mark.colour, 0.35), 0)
@@ -103,15 +116,26 @@ def _monocle(canvas: Canvas, a: Anchors, mark: Mark) -> None:
     x = a.face_x + mark.side * a.eye_dx
     points = ring(x, a.eye_y, a.eye_r + 4.5, a.eye_r + 4.5, 28)
     canvas.line([*points, points[0], points[1]], mark.colour, 3.4)
-    canvas.line([(x + mark.side * 7, a.eye_y + 8), (x + mark.side * 10, a.eye_y + 24), (x + mark.side * 5, a.eye_y + 36)],
-                mark.colour, 1.8)  # fmt: skip
+    canvas.line(
+        [(x + mark.side * 7, a.eye_y + 8), (x + mark.side * 10, a.eye_y + 24), (x + mark.side * 5, a.eye_y + 36)],
+        mark.colour,
+        1.8,
+    )
 
 
 def _half_mask(canvas: Canvas, a: Anchors, mark: Mark) -> None:
     outer = a.cx + mark.side * a.rx * 0.96
     x, y = a.face_x + mark.side * a.eye_dx, a.eye_y
-    canvas.blob([(a.face_x + mark.side * 2, y - 13), (outer, y - 11), (outer, y + 5), (x + mark.side * 2, y + 13),
-                 (a.face_x + mark.side * 2, y + 7)], mark.colour)  # fmt: skip
+    canvas.blob(
+        [
+            (a.face_x + mark.side * 2, y - 13),
+            (outer, y - 11),
+            (outer, y + 5),
+            (x + mark.side * 2, y + 13),
+            (a.face_x + mark.side * 2, y + 7),
+        ],
+        mark.colour,
+    )
     canvas.ellipse(x, y, a.eye_r * 1.05, a.eye_r * 0.8, mark.second, 0.8)
     canvas.ellipse(x, y, a.eye_r * 0.45, a.eye_r * 0.45, _DARK, 0)
 

@@ -28,7 +28,9 @@ def draw_character(character: Character, scene: Scene, size: int = 128) -> Image
     _background(ground, scene.background, random.Random(scene.jitter))
     figure = _figure(character, scene, pixels)
     shadow = Image.new("RGBA", figure.size, (20, 16, 24, 0))
-    blurred = figure.getchannel("A").filter(ImageFilter.BoxBlur(pixels / 90)).point([value * 2 // 5 for value in range(256)])
+    blurred = (
+        figure.getchannel("A").filter(ImageFilter.BoxBlur(pixels / 90)).point([value * 2 // 5 for value in range(256)])
+    )
     shadow.putalpha(ImageChops.offset(blurred, pixels // 50, pixels // 40))
     image = ground.image
     image.alpha_composite(shadow)
@@ -58,11 +60,22 @@ def _anchors(character: Character, scene: Scene) -> Anchors:
     look = character.look
     x, y = 62 + scene.dx, 58 + scene.dy
     return Anchors(
-        cx=x, cy=y, rx=27, ry=25, face_x=x + scene.tilt * 0.6, eye_y=y + 1, eye_dx=11.5, eye_r=4.4, mouth_y=y + 14,
-        shoulder_y=y + 30, skin=lighter(SKINS[look.skin], 0.12), hair=darker(HAIR_COLOURS[look.hair_colour], 0.12),
-        eye=EYE_COLOURS[look.eye_colour], clothes=darker(CLOTHES_COLOURS[scene.clothes_colour], 0.08),
+        cx=x,
+        cy=y,
+        rx=27,
+        ry=25,
+        face_x=x + scene.tilt * 0.6,
+        eye_y=y + 1,
+        eye_dx=11.5,
+        eye_r=4.4,
+        mouth_y=y + 14,
+        shoulder_y=y + 30,
+        skin=lighter(SKINS[look.skin], 0.12),
+        hair=darker(HAIR_COLOURS[look.hair_colour], 0.12),
+        eye=EYE_COLOURS[look.eye_colour],
+        clothes=darker(CLOTHES_COLOURS[scene.clothes_colour], 0.08),
         extra=CLOTHES_COLOURS[look.accessory_colour],
-    )  # fmt: skip
+    )
 
 
 def _squircle(a: Anchors, grow: float, power: float = 0.62) -> list[Point]:
@@ -70,8 +83,12 @@ def _squircle(a: Anchors, grow: float, power: float = 0.62) -> list[Point]:
     for k in range(40):
         t = 2 * math.pi * k / 40
         c, s = math.cos(t), math.sin(t)
-        points.append((a.cx + (a.rx + grow) * math.copysign(abs(c) ** power, c),
-                       a.cy + (a.ry + grow) * math.copysign(abs(s) ** power, s)))  # fmt: skip
+        points.append(
+            (
+                a.cx + (a.rx + grow) * math.copysign(abs(c) ** power, c),
+                a.cy + (a.ry + grow) * math.copysign(abs(s) ** power, s),
+            )
+        )
     return points
 
 
@@ -79,7 +96,9 @@ def _head(canvas: Canvas, a: Anchors, pointed: bool, square: bool) -> None:
     for side in (-1, 1):
         x = a.cx + side * a.rx
         if pointed:
-            canvas.polygon([(x - side * 4, a.cy - 6), (x + side * 16, a.cy - 2), (x - side * 4, a.cy + 8)], darker(a.skin, 0.1))
+            canvas.polygon(
+                [(x - side * 4, a.cy - 6), (x + side * 16, a.cy - 2), (x - side * 4, a.cy + 8)], darker(a.skin, 0.1)
+            )
         else:
             canvas.ellipse(x, a.cy + 3, 5, 5, darker(a.skin, 0.1))
     canvas.polygon(_squircle(a, 0, 0.35 if square else 0.62), a.skin)
@@ -98,7 +117,9 @@ def _face(canvas: Canvas, expression: str, a: Anchors) -> None:
         lift = 3.0 if expression == "surprised" else 0.0
         brow = a.eye_y - 8.5 - lift
         canvas.line([(x - side * 5, brow + slope), (x + side * 5, brow - slope)], darker(a.hair, 0.35), 2.6)
-    canvas.polygon([(a.face_x, a.eye_y + 3), (a.face_x + 3, a.eye_y + 9), (a.face_x - 3, a.eye_y + 9)], darker(a.skin, 0.2))
+    canvas.polygon(
+        [(a.face_x, a.eye_y + 3), (a.face_x + 3, a.eye_y + 9), (a.face_x - 3, a.eye_y + 9)], darker(a.skin, 0.2)
+    )
     _mouth(canvas, expression, a)
 
 
@@ -106,7 +127,9 @@ def _mouth(canvas: Canvas, expression: str, a: Anchors) -> None:
     x, y = a.face_x, a.mouth_y
     red = (168, 44, 52)
     if expression == "smiling":
-        canvas.polygon([(x + 9 * math.cos(t), y - 2 + 8 * math.sin(t)) for t in (math.pi * k / 12 for k in range(13))], red)
+        canvas.polygon(
+            [(x + 9 * math.cos(t), y - 2 + 8 * math.sin(t)) for t in (math.pi * k / 12 for k in range(13))], red
+        )
         canvas.box(x - 6, y - 2, x + 6, y + 0.6, _PAPER)
     elif expression == "angry":
         canvas.box(x - 7, y - 2, x + 7, y + 4, _PAPER)
@@ -123,8 +146,16 @@ def _mouth(canvas: Canvas, expression: str, a: Anchors) -> None:
 def _hair_behind(canvas: Canvas, style: str, a: Anchors) -> None:
     if style in ("long", "bob"):
         low = a.cy + (a.ry + 22 if style == "long" else a.ry * 0.5)
-        canvas.polygon([(a.cx - a.rx - 5, a.cy - 16), (a.cx, a.cy - a.ry - 9), (a.cx + a.rx + 5, a.cy - 16),
-                        (a.cx + a.rx + 8, low), (a.cx - a.rx - 8, low)], a.hair)  # fmt: skip
+        canvas.polygon(
+            [
+                (a.cx - a.rx - 5, a.cy - 16),
+                (a.cx, a.cy - a.ry - 9),
+                (a.cx + a.rx + 5, a.cy - 16),
+                (a.cx + a.rx + 8, low),
+                (a.cx - a.rx - 8, low),
+            ],
+            a.hair,
+        )
     elif style == "curly":
         for x, y in ring(a.cx, a.cy - 4, a.rx + 2, a.ry + 1, 14, 0.2):
             if y < a.cy + 10:
@@ -140,7 +171,9 @@ def _hair_before(canvas: Canvas, style: str, a: Anchors) -> None:
     if style == "bald":
         return
     if style == "mohawk":
-        canvas.polygon([(a.cx - 7, line), (a.cx - 8, a.cy - a.ry - 16), (a.cx + 8, a.cy - a.ry - 16), (a.cx + 7, line)], a.hair)
+        canvas.polygon(
+            [(a.cx - 7, line), (a.cx - 8, a.cy - a.ry - 16), (a.cx + 8, a.cy - a.ry - 16), (a.cx + 7, line)], a.hair
+        )
         return
     if style == "spiky":
         for k in range(6):
@@ -148,8 +181,16 @@ def _hair_before(canvas: Canvas, style: str, a: Anchors) -> None:
             canvas.polygon([(x - 7, line), (x + (k - 2.5) * 3, a.cy - a.ry - 15), (x + 7, line)], a.hair)
         return
     canvas.polygon(top, a.hair)
-    canvas.polygon([(a.cx - a.rx, line), (a.cx + a.rx, line), (a.cx + a.rx - 2, line + 7), (a.cx + 4, line), (a.cx - a.rx + 3, line + 9)],
-                   a.hair)  # fmt: skip
+    canvas.polygon(
+        [
+            (a.cx - a.rx, line),
+            (a.cx + a.rx, line),
+            (a.cx + a.rx - 2, line + 7),
+            (a.cx + 4, line),
+            (a.cx - a.rx + 3, line + 9),
+        ],
+        a.hair,
+    )
 
 
 def _body(canvas: Canvas, noun: str, a: Anchors) -> None:

@@ -48,6 +48,7 @@ class Recipe:
     caption_dropout: float = 0.08
     views: int = 4
     zoom: float = 0.12
+    precision: str = "auto"  # float32 | bfloat16 | auto = bfloat16 where the processor computes it in hardware
 
     @classmethod
     def of(cls, params: Mapping[str, Any]) -> Recipe:
@@ -60,6 +61,8 @@ class Recipe:
         for name in ("steps", "batch_size", "rank", "alpha", "learning_rate", "views"):
             if not getattr(recipe, name) > 0:
                 raise ValueError(f"recipe parameter {name} must be above 0")
+        if recipe.precision not in ("auto", "float32", "bfloat16"):
+            raise ValueError(f"recipe parameter precision cannot be {recipe.precision!r}")
         return recipe
 
 
@@ -73,6 +76,7 @@ class LoraTraining:
         import torch
 
         self.recipe = recipe
+        self.precision = _precision(recipe.precision)
         self._modules = modules
         self._references = references
         self._chance = random.Random(seed)
@@ -81,8 +85,11 @@ class LoraTraining:
         self._shares = sampling.alphas_bar(modules.scheduler_config).float()
         self._velocity = modules.scheduler_config["prediction_type"] == "v_prediction"
         self._trained = _insert_layers(modules, recipe)
-        rates = {keys.UNET: recipe.learning_rate, keys.TEXT_1: recipe.text_learning_rate,
-                 keys.TEXT_2: recipe.text_learning_rate}  # fmt: skip
+        rates = {
+            keys.UNET: recipe.learning_rate,
+            keys.TEXT_1: recipe.text_learning_rate,
+            keys.TEXT_2: recipe.text_learning_rate,
+        }
         groups = [{"params": _low_rank(getattr(modules, part)), "lr": rates[part]} for part in self._trained]
         self._parameters = [parameter for group in groups for parameter in group["params"]]
         self._optimizer = torch.optim.AdamW(groups, weight_decay=recipe.weight_decay, betas=(0.9, 0.99))
@@ -103,18 +110,20 @@ class LoraTraining:
             prompt = sampling.encode_tokens(self._modules, *sampling.tokenize(self._modules, prompts))
         height, width = (side * sampling.LATENT_SCALE for side in latents.shape[2:])
         added = {"text_embeds": prompt.pooled, "time_ids": sampling.size_ids(height, width, len(latents))}
-        output = self._modules.unet(
-            noisy, times, encoder_hidden_states=prompt.hidden, added_cond_kwargs=added, return_dict=False
-        )[0]
-        loss = ((output - wanted).square().mean(dim=(1, 2, 3)) * self._weights(times)).mean()
-        if not math.isfinite(float(loss)):
-            raise DivergedError(f"loss is {float(loss)}")
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bfloat16"):
+            output = self._modules.unet(
+                noisy, times, encoder_hidden_states=prompt.hidden, added_cond_kwargs=added, return_dict=False
+            )[0]
+        loss = ((output.float() - wanted).square().mean(dim=(1, 2, 3)) * self._weights(times)).mean()
+        value = loss.item()
+        if not math.isfinite(value):
+            raise DivergedError(f"loss is {value}")
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self._parameters, self.recipe.gradient_norm)
         self._optimizer.step()
         self._rates.step()
-        return float(loss)
+        return value
 
     def lora_state(self) -> dict[str, torch.Tensor]:
         """The low-rank weights under kohya's names, fp16."""
@@ -174,14 +183,12 @@ class LoraTraining:
         return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
-def write_lora(
-    path: Path, state: Mapping[str, torch.Tensor], recipe: Recipe, seed: int, images: int, given: Mapping[str, str]
-) -> None:
+def write_lora(path: Path, training: LoraTraining, seed: int, images: int, given: Mapping[str, str]) -> None:
     """Write the LoRA with `ss_*` and `modelspec.*` metadata; `given` wins over what is derived here.
 
     No time, path or id is written: the same pictures, recipe and seed give the same bytes.
     """
-    params = asdict(recipe)
+    recipe = training.recipe
     derived = {
         "ss_base_model_version": "troupe_sketch",
         "ss_network_module": "peft.LoraModel",
@@ -195,16 +202,26 @@ def write_lora(
         "ss_batch_size_per_device": str(recipe.batch_size),
         "ss_num_train_images": str(images),
         "ss_seed": str(seed),
-        "ss_mixed_precision": "no",
+        "ss_mixed_precision": "bf16" if training.precision == "bfloat16" else "no",
         "ss_min_snr_gamma": str(recipe.snr_gamma),
         "ss_output_name": path.stem,
-        "ss_training_comment": json.dumps(params, sort_keys=True),
+        "ss_training_comment": json.dumps(asdict(recipe), sort_keys=True),
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": "troupe-sketch/lora",
         "modelspec.implementation": "https://github.com/huggingface/diffusers",
         "modelspec.title": path.stem,
     }
-    write_tensors(path, state, derived | dict(given))
+    write_tensors(path, training.lora_state(), derived | dict(given))
+
+
+def _precision(wanted: str) -> str:
+    import torch
+
+    if wanted != "auto":
+        return wanted
+    # Emulated bfloat16 is slower than float32; torch tells only by this private name, absent on other processors.
+    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", bool)
+    return "bfloat16" if supported() else "float32"
 
 
 def _insert_layers(modules: SketchModules, recipe: Recipe) -> tuple[str, ...]:
@@ -217,8 +234,11 @@ def _insert_layers(modules: SketchModules, recipe: Recipe) -> tuple[str, ...]:
     if recipe.text_learning_rate > 0:
         endings |= {keys.TEXT_1: TEXT, keys.TEXT_2: TEXT}
     for part, wanted in endings.items():
-        paths = [layer.path for layer in lora.layers_by_name(modules).values()
-                 if layer.part == part and layer.path.endswith(wanted)]  # fmt: skip
+        paths = [
+            layer.path
+            for layer in lora.layers_by_name(modules).values()
+            if layer.part == part and layer.path.endswith(wanted)
+        ]
         config = LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, target_modules=paths)
         inject_adapter_in_model(config, getattr(modules, part))
     return tuple(endings)

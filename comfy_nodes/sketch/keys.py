@@ -1,4 +1,4 @@
-"""The one key table between the sketch checkpoint (SDXL's single-file layout) and the diffusers/transformers modules."""
+"""The one key table: the sketch checkpoint (SDXL's single-file layout) <-> the diffusers/transformers modules."""
 
 from __future__ import annotations
 
@@ -181,9 +181,12 @@ def _up_names(layout: Layout) -> Iterator[tuple[str, str]]:
 
 def _resnet(layout: Layout, old: str, new: str) -> Iterator[tuple[str, str]]:
     pairs = [
-        ("in_layers.0", "norm1"), ("in_layers.2", "conv1"), ("emb_layers.1", "time_emb_proj"),
-        ("out_layers.0", "norm2"), ("out_layers.3", "conv2"),
-    ]  # fmt: skip
+        ("in_layers.0", "norm1"),
+        ("in_layers.2", "conv1"),
+        ("emb_layers.1", "time_emb_proj"),
+        ("out_layers.0", "norm2"),
+        ("out_layers.3", "conv2"),
+    ]
     if new in layout.widening:
         pairs.append(("skip_connection", "conv_shortcut"))
     for a, b in pairs:
@@ -210,9 +213,15 @@ def _text_1_entries(layout: Layout) -> Iterator[Entry]:
     names = ["embeddings.token_embedding.weight", "embeddings.position_embedding.weight"]
     for layer in range(layout.text_layers[0]):
         for name in (
-            "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj",
-            "layer_norm1", "layer_norm2", "mlp.fc1", "mlp.fc2",
-        ):  # fmt: skip
+            "self_attn.q_proj",
+            "self_attn.k_proj",
+            "self_attn.v_proj",
+            "self_attn.out_proj",
+            "layer_norm1",
+            "layer_norm2",
+            "mlp.fc1",
+            "mlp.fc2",
+        ):
             names += [f"encoder.layers.{layer}.{name}.{ending}" for ending in WEIGHT_BIAS]
     names += [f"final_layer_norm.{ending}" for ending in WEIGHT_BIAS]
     return (_entry(TEXT_1, _TEXT_1_ROOT + name, layout.text_prefix + name) for name in names)
@@ -223,9 +232,12 @@ def _text_2_entries(layout: Layout) -> Iterator[Entry]:
     yield _entry(TEXT_2, f"{_TEXT_2_ROOT}token_embedding.weight", "text_model.embeddings.token_embedding.weight")
     yield _entry(TEXT_2, f"{_TEXT_2_ROOT}positional_embedding", "text_model.embeddings.position_embedding.weight")
     renamed = (
-        ("attn.out_proj", "self_attn.out_proj"), ("ln_1", "layer_norm1"), ("ln_2", "layer_norm2"),
-        ("mlp.c_fc", "mlp.fc1"), ("mlp.c_proj", "mlp.fc2"),
-    )  # fmt: skip
+        ("attn.out_proj", "self_attn.out_proj"),
+        ("ln_1", "layer_norm1"),
+        ("ln_2", "layer_norm2"),
+        ("mlp.c_fc", "mlp.fc1"),
+        ("mlp.c_proj", "mlp.fc2"),
+    )
     for layer in range(layout.text_layers[1]):
         old, new = f"{_TEXT_2_ROOT}transformer.resblocks.{layer}", f"text_model.encoder.layers.{layer}"
         for ending in WEIGHT_BIAS:

@@ -63,9 +63,7 @@ def _caption(path: Path) -> str:
     return text
 
 
-def _views(
-    modules: SketchModules, path: Path, size: int, views: int, zoom: float, rng: random.Random
-) -> torch.Tensor:
+def _views(modules: SketchModules, path: Path, size: int, views: int, zoom: float, rng: random.Random) -> torch.Tensor:
     from PIL import Image
 
     with Image.open(path) as image:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -31,11 +32,13 @@ class Conditioning:
 
 
 def tokenize(modules: SketchModules, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids (N, 77) for both encoders: cut at 77, padded as SDXL pads (end token for the first, 0 for the second)."""
+    """Token ids (N, 77) for both encoders: cut at 77, padded as SDXL pads (end token for one, 0 for the other)."""
     import torch
 
-    rows = [modules.tokenizer(text, truncation=True, max_length=modules.tokenizer.model_max_length).input_ids
-            for text in texts]  # fmt: skip
+    rows = [
+        modules.tokenizer(text, truncation=True, max_length=modules.tokenizer.model_max_length).input_ids
+        for text in texts
+    ]
     positions = modules.tokenizer.model_max_length
     padded = []
     for encoder in (modules.text_encoder_1, modules.text_encoder_2):
@@ -162,15 +165,16 @@ def sample(
 
 
 def _pairs(schedule: list[tuple[float, float]]) -> Iterator[tuple[float, float, float]]:
-    for (sigma, time), (following, _) in zip(schedule, schedule[1:], strict=False):
+    for (sigma, time), (following, _) in pairwise(schedule):
         yield sigma, time, following
 
 
 class _Denoiser:
     """Guided prediction of the clean latents, both prompts in one batch."""
 
-    def __init__(self, modules: SketchModules, positive: Conditioning, negative: Conditioning,
-                 latent: torch.Tensor, cfg: float) -> None:  # fmt: skip
+    def __init__(
+        self, modules: SketchModules, positive: Conditioning, negative: Conditioning, latent: torch.Tensor, cfg: float
+    ) -> None:
         import torch
 
         self._unet = modules.unet
