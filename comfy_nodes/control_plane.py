@@ -16,6 +16,9 @@ from typing import Any
 from .transport import Stream, TransportError, exchange, open_stream, retrying
 
 Pause = Callable[[float], None]
+# How often an upload is tried: a sample is a courtesy, a finished LoRA is minutes of work (40 tries: 3 minutes).
+UPLOAD_ATTEMPTS = {"sample": 3, "lora": 40}
+OTHER_UPLOAD_ATTEMPTS = 12
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -110,7 +113,6 @@ class ControlPlane:
     """The calls of a node; every one raises TransportError with the control plane's own words."""
 
     url: str
-    key: str
 
     def lora(self, character_id: str, version: int, pause: Pause) -> LoraTicket:
         """The LoRA of a version (0 = the active one). 404: no such version; 409: it is not ready."""
@@ -138,7 +140,7 @@ class ControlPlane:
             exchange(method, target, headers, upload.content)
             return stored
 
-        return retrying(attempt, pause)
+        return retrying(attempt, pause, UPLOAD_ATTEMPTS.get(upload.kind, OTHER_UPLOAD_ATTEMPTS))
 
     def progress(self, prompt_id: str, report: ProgressReport) -> bool:
         """Tell how far the attempt is; True where the job was cancelled. Tried once: the next report follows soon."""
@@ -154,7 +156,7 @@ class ControlPlane:
         return urllib.parse.urljoin(self.url.rstrip("/") + "/", url)
 
     def _call(self, method: str, path: str, body: Mapping[str, Any] | None = None, timeout: float = 30.0) -> Any:
-        headers = {"Authorization": f"Bearer {self.key}", "Accept": "application/json"}
+        headers = {"Authorization": f"Bearer {pod_key()}", "Accept": "application/json"}
         data = None
         if body is not None:
             headers["Content-Type"] = "application/json"
@@ -204,18 +206,22 @@ class ControlPlane:
 def link_from_environment() -> ControlPlane | None:
     """The link of this pod, or None on an artist's desktop. Read at each use: registration follows the import."""
     url = os.environ.get("TROUPE_CONTROL_PLANE_URL", "").strip()
-    if not url:
-        return None
+    return ControlPlane(url) if url else None
+
+
+def pod_key() -> str:
+    """The pod's key, from the environment or its file; read at each call, because registering again replaces it."""
     key = os.environ.get("TROUPE_POD_KEY", "").strip()
     key_file = os.environ.get("TROUPE_POD_KEY_FILE", "").strip()
     if not key and key_file:
         try:
             key = Path(key_file).read_text(encoding="utf-8").strip()
-        except OSError as error:
-            raise RuntimeError(f"TROUPE_POD_KEY_FILE cannot be read: {error.strerror}") from error
+        except OSError:
+            key = ""
     if not key:
-        raise RuntimeError("this pod knows its control plane but has no pod key yet: it is not registered")
-    return ControlPlane(url, key)
+        # As good as a refused key: the registration that is under way will bring one.
+        raise TransportError(401, "not_registered", "this pod knows its control plane but has no pod key yet")
+    return key
 
 
 def digest_of(content: bytes | Path) -> tuple[str, int]:

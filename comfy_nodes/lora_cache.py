@@ -77,9 +77,8 @@ class LoraCache:
 
     def discard(self, sha256: str) -> None:
         """Forget a LoRA, in memory and on disk."""
-        with self._turn(sha256):
-            with self._lock:
-                self._resident.pop(sha256, None)
+        with self._turn(sha256), self._lock:
+            self._resident.pop(sha256, None)
             self._path(sha256).unlink(missing_ok=True)
 
     def digests(self) -> list[str]:
@@ -166,13 +165,19 @@ class LoraCache:
             self._reserved[sha256] = size
 
     def _oldest_first(self, keep: set[str]) -> list[Path]:
-        files = [path for path in self._folder.iterdir() if path.stem not in keep]
-        return sorted(files, key=lambda path: (path.suffix != ".part", path.stat().st_mtime, path.name))
+        files = [(path, status) for path, status in self._files() if path.stem not in keep]
+        files.sort(key=lambda file: (file[0].suffix != ".part", file[1].st_mtime, file[0].name))
+        return [path for path, _status in files]
 
     def _used(self, besides: str) -> int:
         """Bytes on disk but for downloads, whose whole size is reserved."""
         reserved = {besides, *self._reserved}
-        return sum(path.stat().st_size for path in self._folder.iterdir() if path.stem not in reserved)
+        return sum(status.st_size for path, status in self._files() if path.stem not in reserved)
+
+    def _files(self) -> Iterator[tuple[Path, os.stat_result]]:
+        for path in self._folder.iterdir():
+            with suppress(FileNotFoundError):  # an operator may tidy up at any time
+                yield path, path.stat()
 
     def _disk_free(self) -> int:
         return shutil.disk_usage(self._folder).free - DISK_MARGIN_BYTES - sum(self._reserved.values())

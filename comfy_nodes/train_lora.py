@@ -62,12 +62,12 @@ class TrainLoRA:
     ) -> dict[str, Any]:
         """Raises TrainerError (its first line is `code: detail`), TransportError, or the host's interrupt exception."""
         host = current_host()
-        _link()
-        with ProgressReporter(_link, host.prompt_id()) as reporter:
+        link = _link()
+        with ProgressReporter(link, host.prompt_id()) as reporter:
             try:
-                dataset = _link().dataset(character_id, version, pause)
+                dataset = link.dataset(character_id, version, pause)
                 _check_agreement(dataset, base, recipe, dataset_digest)
-                trained = _Training(host, reporter, dataset).run()
+                trained = _Training(host, link, reporter, dataset).run()
             except TrainerError as error:
                 if error.code == "cancelled":
                     host.raise_if_interrupted()
@@ -98,6 +98,7 @@ class _Training:
     """One training on its way through its phases: downloading, preparing, training, verifying, uploading."""
 
     host: Host
+    link: ControlPlane
     reporter: ProgressReporter
     dataset: Dataset
     warnings: list[str] = field(default_factory=list)
@@ -112,7 +113,7 @@ class _Training:
             self._fetch(job)
             # The trainer is another process: what this one holds on the accelerator is in its way.
             self.host.free_memory()
-            with _SampleUploads(self.host.prompt_id(), self.reporter) as samples:
+            with _SampleUploads(self.link, self.host.prompt_id(), self.reporter) as samples:
                 finished = self._train(trainer.command(job), samples)
             self.warnings += samples.warnings
             error = classify(finished.returncode, finished.log, job.result.exists())
@@ -146,7 +147,7 @@ class _Training:
         def progress(count: int) -> None:
             self.reporter.tell(Standing("downloading", count, total))
 
-        write_dataset(self.dataset, job.images, lambda url: _link().download(url), self._check, progress)
+        write_dataset(self.dataset, job.images, self.link.download, self._check, progress)
 
     def _check(self) -> None:
         self.host.raise_if_interrupted()
@@ -189,7 +190,7 @@ class _Training:
         name = f"{self.dataset.character_id}-v{self.dataset.version}.safetensors"
         upload = Upload(name, "application/octet-stream", job.result, "lora", 0)
         self._check()
-        return _link().upload(self.host.prompt_id(), upload, pause)
+        return self.link.upload(self.host.prompt_id(), upload, pause)
 
     def _described(self, stored: StoredAsset, verified: Verified, last: Step | None, job: Job) -> dict[str, Any]:
         if verified.matched < verified.total:
@@ -212,8 +213,9 @@ class _Training:
 class _SampleUploads:
     """Uploads sample images one after the other while the training goes on; a lost one is a warning, not a failure."""
 
-    def __init__(self, prompt_id: str, reporter: ProgressReporter) -> None:
+    def __init__(self, link: ControlPlane, prompt_id: str, reporter: ProgressReporter) -> None:
         self.warnings: list[str] = []
+        self._link = link
         self._prompt_id = prompt_id
         self._reporter = reporter
         self._count = 0
@@ -237,8 +239,8 @@ class _SampleUploads:
             with Image.open(path) as image:
                 width, height, media_type = image.width, image.height, Image.MIME.get(image.format or "", "image/png")
             upload = Upload(path.name, media_type, path.read_bytes(), "sample", index, width, height)
-            self._reporter.add_asset("sample", _link().upload(self._prompt_id, upload, time.sleep).asset_id)
-        except (TransportError, OSError, RuntimeError) as error:
+            self._reporter.add_asset("sample", self._link.upload(self._prompt_id, upload, time.sleep).asset_id)
+        except (TransportError, OSError) as error:
             self.warnings.append(f"sample {path.name} was not kept: {error}")
 
 

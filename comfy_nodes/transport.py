@@ -36,8 +36,8 @@ class TransportError(RuntimeError):
 
     @property
     def transient(self) -> bool:
-        """True where the same request may succeed a moment later."""
-        return self.status is None or self.status >= 500 or self.status in (408, 425, 429)
+        """True where the same request may succeed a moment later; after a 401 with the key of a new registration."""
+        return self.status is None or self.status >= 500 or self.status in (401, 408, 425, 429)
 
 
 @dataclass(frozen=True)

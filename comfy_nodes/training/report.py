@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from ..control_plane import ControlPlane, ProgressReport
@@ -31,10 +30,10 @@ class Standing:
 class ProgressReporter:
     """Sends the newest standing at most once a second; a lost report is replaced by the next, an asset's id is kept.
 
-    The link is asked for anew each time: a pod that registers again gets a new key. Use it as a context manager.
+    Use it as a context manager.
     """
 
-    def __init__(self, link: Callable[[], ControlPlane], prompt_id: str, interval: float = INTERVAL_SECONDS) -> None:
+    def __init__(self, link: ControlPlane, prompt_id: str, interval: float = INTERVAL_SECONDS) -> None:
         self._link = link
         self._prompt_id = prompt_id
         self._interval = interval
@@ -100,13 +99,11 @@ class ProgressReporter:
             checkpoint_asset_id=asset[1] if asset and asset[0] == "checkpoint" else None,
         )
         try:
-            cancel = self._link().progress(self._prompt_id, report)
+            cancel = self._link.progress(self._prompt_id, report)
         except TransportError as error:
             if error.status in _GONE:
                 self._cancelled = f"the control plane no longer wants this attempt: {error.detail}"
             return False
-        except RuntimeError:
-            return False  # between two registrations there is no key; the next report will have one
         if asset is not None:
             with self._lock:
                 self._assets.popleft()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -171,3 +172,16 @@ def test_what_the_node_shows_is_json(linked: Any, folder_host: Any, lora_bytes: 
     linked.add_lora("mira", 1, lora_bytes())
     folder_host.known = frozenset({"lora_unet_a"})
     assert json.loads(json.dumps(load()["ui"], allow_nan=False))["character"]
+
+
+def test_a_pod_that_is_about_to_register_waits_for_its_key(
+    server: Any, folder_host: Any, lora_bytes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = tmp_path / "key"
+    monkeypatch.setenv("TROUPE_CONTROL_PLANE_URL", server.url)
+    monkeypatch.delenv("TROUPE_POD_KEY", raising=False)
+    monkeypatch.setenv("TROUPE_POD_KEY_FILE", str(key))
+    server.add_lora("mira", 1, lora_bytes())
+    folder_host.known = frozenset({"lora_unet_a"})
+    threading.Timer(0.3, key.write_text, ["pod-key-for-tests"]).start()
+    assert load()["result"][2] == "mira"

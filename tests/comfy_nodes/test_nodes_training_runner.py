@@ -81,6 +81,21 @@ def test_an_exception_of_the_listener_leaves_no_process_behind(tmp_path: Path) -
     assert not is_alive(int(note.read_text()))  # reaped before run() returns
 
 
+def test_a_trainer_does_not_outlive_the_pod_however_the_pod_ends(tmp_path: Path, eventually: Any) -> None:
+    note = tmp_path / "pid"
+    trainer = f"import os, time; open({str(note)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    code = (
+        "import sys; from pathlib import Path; from comfy_nodes.training import runner\n"
+        f"command = runner.Command([sys.executable, '-c', {trainer!r}], Path({str(tmp_path)!r}))\n"
+        "runner.run(command, lambda event: None, lambda: None)\n"
+    )
+    pod = subprocess.Popen([sys.executable, "-c", code], cwd=HERE.parents[1])
+    eventually(lambda: note.exists() and note.read_text(), 30)
+    pod.kill()
+    pod.wait()
+    eventually(lambda: not is_alive(int(note.read_text())))
+
+
 def test_a_worker_left_behind_by_a_finished_trainer_is_ended(tmp_path: Path, eventually: Any) -> None:
     code = (
         "import subprocess,sys\n"
