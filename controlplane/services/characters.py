@@ -27,11 +27,12 @@ from controlplane.domain.characters import (
     checked_name,
     free_slug,
 )
+from controlplane.domain.content import denotes_minor
 from controlplane.domain.datasets import Dataset, DatasetReport
 from controlplane.domain.jobs import Job
 from controlplane.domain.pages import Page, Position, checked_limit, decode, page_of
 from controlplane.domain.triggers import checked_trigger, made_trigger
-from controlplane.errors import CharacterNotReady, Conflict, NotFound, Unprocessable
+from controlplane.errors import CharacterNotReady, Conflict, ContentRefused, NotFound, Unprocessable
 from controlplane.ports import BlobStore, Clock
 from controlplane.services import datasets, intake
 from controlplane.services.assets import purge
@@ -330,6 +331,9 @@ def _checked_subject(new: NewCharacter, now: float) -> tuple[Subject, Consent | 
     if consent is None or not consent.attested_by.strip() or not consent.text_version.strip():
         detail = "a real person needs consent: {attested_by, text_version} of who vouches for it, and to which wording"
         raise Unprocessable(detail, errors=[{"pointer": "/consent", "detail": detail}])
+    if any(denotes_minor(text) for text in (new.class_word or "", new.description)):
+        detail = "characters of real minors are not made here, whoever consents"
+        raise ContentRefused(detail, errors=[{"pointer": "/subject", "detail": detail}])
     return "real", replace(consent, attested_at=now)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from controlplane.domain.characters import Consent
-from controlplane.errors import DatasetRejected, IdempotencyMismatch, NoPods, Unprocessable
+from controlplane.errors import ContentRefused, DatasetRejected, IdempotencyMismatch, NoPods, Unprocessable
 from controlplane.services.characters import NewCharacter
 from tests.services.character_studio import PROJECT, Studio, drawing, png, studio
 
@@ -150,6 +150,13 @@ async def test_a_real_person_needs_consent(tmp_path: Path, consent: Consent | No
         with pytest.raises(Unprocessable) as caught:
             await s.create("Ada", subject="real", consent=consent)
         assert caught.value.errors[0]["pointer"] == "/consent"
+        await assert_nothing_is_left(s)
+
+
+async def test_no_character_of_a_real_minor_is_made_whoever_consents(tmp_path: Path) -> None:
+    async with studio(tmp_path) as s:
+        with pytest.raises(ContentRefused):
+            await s.create("Ada", subject="real", consent=Consent("Ada L.", "v1"), class_word="girl")
         await assert_nothing_is_left(s)
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import av
 import pytest
 
 from controlplane.db import jobs as job_rows
@@ -334,3 +336,39 @@ async def test_the_accepted_request_is_kept_for_people(tmp_path: Path) -> None:
         kept = await s.db.read(job_rows.get, PROJECT, job.id)
         assert kept is not None
         assert (kept.request["prompt"], kept.request["seed"], kept.end_user) == ("smiling", 3, "u1")
+
+
+def film() -> bytes:
+    """A real MP4 of eight frames."""
+    buffer = BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=8)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        for n in range(8):
+            for packet in stream.encode(av.VideoFrame.from_image(drawing(n, (96, 64)))):
+                container.mux(packet)
+        for packet in stream.encode():
+            container.mux(packet)
+    return buffer.getvalue()
+
+
+async def test_a_finished_video_gets_the_thumbnail_of_its_first_frame(tmp_path: Path) -> None:
+    async with studio(tmp_path) as s:
+        await s.trained("Mira")
+        job = await s.generation.submit_video(PROJECT, VideoRequest("smiling", "mira"))
+        attempt = await s.attempt(job)
+        asset_id = await s.hand_over(attempt, film(), "output", "video/mp4")
+        await s.finish(job, attempt, {"10": {"assets": [{"id": asset_id}]}})
+        asset = await s.assets.get(PROJECT, asset_id)
+        assert (asset.kind, asset.width, asset.height) == ("video", 96, 64)
+        assert asset.thumbnail_key is not None
+        assert (await s.characters.get(PROJECT, "mira")).counts["videos"] == 1
+
+
+async def test_a_video_that_cannot_be_decoded_is_a_problem_of_its_attempt(tmp_path: Path) -> None:
+    async with studio(tmp_path) as s:
+        await s.trained("Mira")
+        job = await s.generation.submit_video(PROJECT, VideoRequest("smiling", "mira"))
+        asset_id = await s.hand_over(await s.attempt(job), b"no film at all" * 40, "output", "video/mp4")
+        problems = await s.assets.verify(job, {"10": {"assets": [{"id": asset_id}]}})
+        assert "cannot be decoded" in problems[0]
