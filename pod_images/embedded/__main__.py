@@ -46,6 +46,8 @@ async def serve(options: argparse.Namespace) -> int:
     join_token = os.environ.pop("TROUPE_JOIN_TOKEN", "")
     models = options.models or [Path(__file__).with_name("models")]
     pod = build_pod(options.data, models, token, options.engine, options.node_pack)
+    # What a killed training leaves behind is swept with the temp folder at the next start.
+    os.environ.setdefault("TROUPE_WORK_DIR", str(pod.folders.directory("temp")))
     pod.start()
     try:
         await asyncio.to_thread(pod.probe)
@@ -134,6 +136,7 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
     os.environ.setdefault("OMP_NUM_THREADS", str(options.threads))
+    os.environ.setdefault("TROUPE_TRAINER_THREADS", str(options.threads))
     import torch
 
     torch.set_num_threads(options.threads)

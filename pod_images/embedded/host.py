@@ -46,6 +46,10 @@ class EmbeddedHost:
     def progress(self, value: int, total: int, preview: Image | None = None) -> None:
         self._progress().update(value, total, preview)
 
+    def watched(self) -> bool:
+        """Whether anybody would see a preview."""
+        return self._progress().watched()
+
     def interrupted(self) -> bool:
         return self._progress().item.interrupt.is_set()
 

@@ -59,7 +59,7 @@ class RunProgress:
         node = self._nodes[self._current]
         node.value, node.maximum = value, total
         self._tell_state()
-        jpeg = None if preview is None else wire.jpeg_preview(preview)
+        jpeg = wire.jpeg_preview(preview) if preview is not None and self.watched() else None
         with_metadata = self._hub.wants_metadata(self.item.client_id)
         if jpeg is not None and with_metadata:
             frame = wire.preview_frame_with_metadata(jpeg, self.item.prompt_id, self._current)
@@ -69,6 +69,9 @@ class RunProgress:
         if jpeg is not None and not with_metadata:
             self._hub.send_frame(self.item.client_id, wire.preview_frame(jpeg))
 
+    def watched(self) -> bool:
+        return self._hub.hears(self.item.client_id)
+
     def check(self) -> None:
         if self.item.interrupt.is_set():
             raise InterruptedPromptError("interrupted")
@@ -77,6 +80,8 @@ class RunProgress:
         self._hub.send(self.item.client_id, wire.event(kind, **data, prompt_id=self.item.prompt_id))
 
     def _tell_state(self) -> None:
+        if not self.watched():
+            return  # the map grows with the graph: not worth building for nobody
         nodes = {
             node_id: {
                 "value": node.value,

@@ -114,6 +114,10 @@ class Hub:
         if client_id is not None:
             self._call(self._deliver, client_id, frame)
 
+    def hears(self, client_id: str | None) -> bool:
+        """Whether anybody would get an event of this client's prompts."""
+        return client_id is not None and self._newest(client_id) is not None
+
     def wants_metadata(self, client_id: str | None) -> bool:
         listener = self._newest(client_id)
         return listener is not None and listener.wants_metadata

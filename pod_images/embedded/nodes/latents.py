@@ -88,7 +88,8 @@ class KSampler:
         host = pod_host()
 
         def told(done: int, total: int, samples: Tensor) -> None:
-            host.progress(done, total, painting.rough_preview(model, samples))
+            preview = painting.rough_preview(model, samples) if host.watched() else None
+            host.progress(done, total, preview)
 
         return (painting.sample(model, seed, steps, cfg, positive, negative, latent_image, denoise, told),)
 

@@ -1,0 +1,1 @@
+"""Tests of what only the embedded pod promises: its token, its hardiness, its registration, its painting."""
