@@ -46,7 +46,9 @@ def contact_sheet(modules: SketchModules, path: Path, steps: int = 20, cfg: floa
     for row in range(len(PEOPLE)):
         wanted = sampling.encode_prompt(modules, prompts[row * 8 : row * 8 + 8])
         blank = sampling.encode_prompt(modules, [""] * 8)
-        latent = sampling.sample(modules, wanted, blank, sampling.empty_latent(modules, 128, 128, 8), row + 1, steps, cfg)
+        latent = sampling.sample(
+            modules, wanted, blank, sampling.empty_latent(modules, 128, 128, 8), row + 1, steps, cfg
+        )
         pictures = (sampling.decode(modules, latent).numpy() * 255).round().astype("uint8")
         for column, picture in enumerate(pictures):
             sheet.paste(Image.fromarray(picture), (column * 128, row * 128))
@@ -72,7 +74,10 @@ def loss_curve(curve: list[tuple[int, float]], path: Path) -> None:
         pen.text((8, y - 6), f"{high - (high - low) * i / 10:.4f}", fill="black")
     for i in range(5):
         pen.text((left + (width - left - 40) * i / 4, height - 22), str(round(last * i / 4)), fill="black")
-    points = [(left + (width - left - 10) * s / last, 20 + (height - 50) * (1 - min(1.0, (v - low) / (high - low)))) for s, v in curve]
+    points = [
+        (left + (width - left - 10) * s / last, 20 + (height - 50) * (1 - min(1.0, (v - low) / (high - low))))
+        for s, v in curve
+    ]
     pen.line(points, fill=(40, 90, 200), width=2)
     image.save(path, optimize=True)
 
@@ -82,10 +87,18 @@ def assemble(source: Path, log: Path, gate: Path, steps: int) -> str:
     modules = checkpoint.load(source)
     WEIGHTS.parent.mkdir(parents=True, exist_ok=True)
     RESULTS.mkdir(parents=True, exist_ok=True)
-    size = checkpoint.save(modules, WEIGHTS, {
-        "modelspec.title": "Troupe sketch base", "modelspec.license": "Apache-2.0", "modelspec.resolution": "128x128",
-        "modelspec.prediction_type": "v", "troupe.steps": str(steps), "troupe.seed": str(SEED),
-    })  # fmt: skip
+    size = checkpoint.save(
+        modules,
+        WEIGHTS,
+        {
+            "modelspec.title": "Troupe sketch base",
+            "modelspec.license": "Apache-2.0",
+            "modelspec.resolution": "128x128",
+            "modelspec.prediction_type": "v",
+            "troupe.steps": str(steps),
+            "troupe.seed": str(SEED),
+        },
+    )
     if size > checkpoint.MAX_BYTES:
         raise ValueError(f"{WEIGHTS} has {size} bytes, more than {checkpoint.MAX_BYTES}")
     curve = read_curve(log)

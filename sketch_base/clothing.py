@@ -19,8 +19,16 @@ def paint_body(canvas: Canvas, noun: str, a: Anchors, broad: bool) -> None:
     x, y = a.cx, a.shoulder_y
     half = 46 if broad else 40
     canvas.box(x - 9, a.cy + a.ry * 0.7, x + 9, y + 6, darker(a.skin, 0.14))
-    torso = [(x - 11, y - 3), (x + 11, y - 3), (x + half - 10, y + 4), (x + half, y + 16), (x + half + 2, 134),
-             (x - half - 2, 134), (x - half, y + 16), (x - half + 10, y + 4)]  # fmt: skip
+    torso = [
+        (x - 11, y - 3),
+        (x + 11, y - 3),
+        (x + half - 10, y + 4),
+        (x + half, y + 16),
+        (x + half + 2, 134),
+        (x - half - 2, 134),
+        (x - half, y + 16),
+        (x - half + 10, y + 4),
+    ]
     canvas.polygon(torso, _WHITE if noun == "overalls" else a.clothes)
     {"shirt": _shirt, "hoodie": _hoodie, "suit": _suit, "sweater": _sweater, "overalls": _overalls, "armour": _armour}[
         noun
@@ -31,17 +39,30 @@ def _shirt(canvas: Canvas, a: Anchors, half: float) -> None:
     x, y = a.cx, a.shoulder_y
     canvas.polygon([(x - 8, y - 4), (x + 8, y - 4), (x, y + 9)], darker(a.skin, 0.14), 0)
     for side in (-1, 1):
-        canvas.polygon([(x + side * 9, y - 7), (x + side * 15, y + 1), (x + side * 8, y + 12), (x, y + 8)],
-                       lighter(a.clothes, 0.25), max(0.8, canvas.outline))  # fmt: skip
+        canvas.polygon(
+            [(x + side * 9, y - 7), (x + side * 15, y + 1), (x + side * 8, y + 12), (x, y + 8)],
+            lighter(a.clothes, 0.25),
+            max(0.8, canvas.outline),
+        )
     for k in range(3):
         canvas.ellipse(x, y + 15 + 8 * k, 1.7, 1.7, darker(a.clothes, 0.6), 0)
 
 
 def _hoodie(canvas: Canvas, a: Anchors, half: float) -> None:
     x, y = a.cx, a.shoulder_y
-    hood = [(x - 13, y - 10), (x - 24, y - 2), (x - 20, y + 10), (x, y + 15), (x + 20, y + 10), (x + 24, y - 2), (x + 13, y - 10)]
+    hood = [
+        (x - 13, y - 10),
+        (x - 24, y - 2),
+        (x - 20, y + 10),
+        (x, y + 15),
+        (x + 20, y + 10),
+        (x + 24, y - 2),
+        (x + 13, y - 10),
+    ]
     canvas.blob(hood, darker(a.clothes, 0.18))
-    canvas.blob([(x - 10, y - 8), (x - 12, y + 3), (x, y + 8), (x + 12, y + 3), (x + 10, y - 8)], darker(a.clothes, 0.5), 0)
+    canvas.blob(
+        [(x - 10, y - 8), (x - 12, y + 3), (x, y + 8), (x + 12, y + 3), (x + 10, y - 8)], darker(a.clothes, 0.5), 0
+    )
     canvas.box(x - 8, a.cy + a.ry * 0.8, x + 8, y + 1, darker(a.skin, 0.14), 0)
     for side in (-1, 1):
         canvas.line([(x + side * 6, y + 10), (x + side * 7, y + 25)], _WHITE, 2.2)
@@ -52,8 +73,11 @@ def _suit(canvas: Canvas, a: Anchors, half: float) -> None:
     canvas.polygon([(x - 11, y - 5), (x + 11, y - 5), (x + 2, 130), (x - 2, 130)], _WHITE, 0)
     canvas.polygon([(x - 3, y - 2), (x + 3, y - 2), (x + 4.5, y + 20), (x, y + 28), (x - 4.5, y + 20)], _DARK, 0)
     for side in (-1, 1):
-        canvas.polygon([(x + side * 10, y - 6), (x + side * 20, y + 6), (x + side * 15, y + 13), (x + side * 3, 132)],
-                       darker(a.clothes, 0.28), max(0.8, canvas.outline))  # fmt: skip
+        canvas.polygon(
+            [(x + side * 10, y - 6), (x + side * 20, y + 6), (x + side * 15, y + 13), (x + side * 3, 132)],
+            darker(a.clothes, 0.28),
+            max(0.8, canvas.outline),
+        )
 
 
 def _sweater(canvas: Canvas, a: Anchors, half: float) -> None:
@@ -68,8 +92,10 @@ def _overalls(canvas: Canvas, a: Anchors, half: float) -> None:
     x, y = a.cx, a.shoulder_y
     canvas.blob([(x - 9, y - 4), (x, y + 4), (x + 9, y - 4), (x, y - 6)], darker(a.skin, 0.14), 0)
     for side in (-1, 1):
-        canvas.polygon([(x + side * 14, y - 1), (x + side * 25, y + 2), (x + side * 24, y + 18), (x + side * 14, y + 18)],
-                       a.clothes)  # fmt: skip
+        canvas.polygon(
+            [(x + side * 14, y - 1), (x + side * 25, y + 2), (x + side * 24, y + 18), (x + side * 14, y + 18)],
+            a.clothes,
+        )
     canvas.polygon([(x - 26, y + 14), (x + 26, y + 14), (x + 32, 134), (x - 32, 134)], a.clothes)
     for side in (-1, 1):
         canvas.ellipse(x + side * 19, y + 18, 3, 3, _GOLD, 0)
@@ -90,16 +116,24 @@ def paint_accessory_behind(canvas: Canvas, accessory: str, a: Anchors) -> None:
     """What lies between body and head."""
     if accessory == "scarf":
         x, y = a.cx, a.shoulder_y
-        canvas.blob([(x - 20, y - 7), (x, y - 3), (x + 20, y - 7), (x + 22, y + 4), (x, y + 10), (x - 22, y + 4)], a.extra)
+        canvas.blob(
+            [(x - 20, y - 7), (x, y - 3), (x + 20, y - 7), (x + 22, y + 4), (x, y + 10), (x - 22, y + 4)], a.extra
+        )
         canvas.polygon([(x + 6, y + 4), (x + 17, y + 2), (x + 19, y + 26), (x + 8, y + 27)], a.extra)
 
 
 def paint_accessory_over(canvas: Canvas, accessory: str, a: Anchors) -> None:
     """What is worn on the face or the head."""
     painter = {
-        "glasses": _glasses, "sunglasses": _sunglasses, "earrings": _earrings, "headphones": _headphones, "hat": _hat,
-        "beard": _beard, "crown": _crown, "flower": _flower,
-    }.get(accessory)  # fmt: skip
+        "glasses": _glasses,
+        "sunglasses": _sunglasses,
+        "earrings": _earrings,
+        "headphones": _headphones,
+        "hat": _hat,
+        "beard": _beard,
+        "crown": _crown,
+        "flower": _flower,
+    }.get(accessory)
     if painter is not None:
         painter(canvas, a)
 
@@ -108,7 +142,9 @@ def _glasses(canvas: Canvas, a: Anchors) -> None:
     for side in (-1, 1):
         points = ring(a.face_x + side * a.eye_dx, a.eye_y, a.eye_r + 3, a.eye_r + 2.6, 24)
         canvas.line([*points, points[0], points[1]], _DARK, 1.9)
-        canvas.line([(a.face_x + side * (a.eye_dx + a.eye_r + 3), a.eye_y), (a.cx + side * a.rx, a.eye_y - 2)], _DARK, 1.9)
+        canvas.line(
+            [(a.face_x + side * (a.eye_dx + a.eye_r + 3), a.eye_y), (a.cx + side * a.rx, a.eye_y - 2)], _DARK, 1.9
+        )
     canvas.line([(a.face_x - 2.5, a.eye_y - 1), (a.face_x + 2.5, a.eye_y - 1)], _DARK, 1.9)
 
 
@@ -116,8 +152,16 @@ def _sunglasses(canvas: Canvas, a: Anchors) -> None:
     canvas.line([(a.cx - a.rx, a.eye_y - 3), (a.cx + a.rx, a.eye_y - 3)], _DARK, 2.4)
     for side in (-1, 1):
         x, r = a.face_x + side * a.eye_dx, a.eye_r + 2.6
-        canvas.blob([(x - r, a.eye_y - r * 0.8), (x + r, a.eye_y - r * 0.8), (x + r * 0.8, a.eye_y + r * 0.8),
-                     (x - r * 0.8, a.eye_y + r * 0.8)], _DARK, 0)  # fmt: skip
+        canvas.blob(
+            [
+                (x - r, a.eye_y - r * 0.8),
+                (x + r, a.eye_y - r * 0.8),
+                (x + r * 0.8, a.eye_y + r * 0.8),
+                (x - r * 0.8, a.eye_y + r * 0.8),
+            ],
+            _DARK,
+            0,
+        )
         canvas.line([(x - 3, a.eye_y + 1), (x + 1, a.eye_y - 3)], (150, 160, 180), 1.5)
 
 
@@ -143,15 +187,32 @@ def _beard(canvas: Canvas, a: Anchors) -> None:
     x, y = a.face_x, a.mouth_y
     colour = darker(a.hair, 0.12)
     for side in (-1, 1):
-        canvas.blob([(a.cx + side * a.rx * 0.95, a.cy + 5), (x + side * 11, y - 1), (x + side * 9, y + 7), (x, y + 9),
-                     (x, y + a.ry * 0.62), (a.cx + side * a.rx * 0.6, a.cy + a.ry * 0.95),
-                     (a.cx + side * a.rx * 0.95, a.cy + a.ry * 0.5)], colour, 0)  # fmt: skip
+        canvas.blob(
+            [
+                (a.cx + side * a.rx * 0.95, a.cy + 5),
+                (x + side * 11, y - 1),
+                (x + side * 9, y + 7),
+                (x, y + 9),
+                (x, y + a.ry * 0.62),
+                (a.cx + side * a.rx * 0.6, a.cy + a.ry * 0.95),
+                (a.cx + side * a.rx * 0.95, a.cy + a.ry * 0.5),
+            ],
+            colour,
+            0,
+        )
 
 
 def _crown(canvas: Canvas, a: Anchors) -> None:
     y, half = a.cy - a.ry * 0.72, a.rx * 0.78
-    points = [(a.cx - half, y), (a.cx - half - 2, y - 17), (a.cx - half * 0.5, y - 9), (a.cx, y - 20), (a.cx + half * 0.5, y - 9),
-              (a.cx + half + 2, y - 17), (a.cx + half, y)]  # fmt: skip
+    points = [
+        (a.cx - half, y),
+        (a.cx - half - 2, y - 17),
+        (a.cx - half * 0.5, y - 9),
+        (a.cx, y - 20),
+        (a.cx + half * 0.5, y - 9),
+        (a.cx + half + 2, y - 17),
+        (a.cx + half, y),
+    ]
     canvas.polygon(points, _GOLD)
     canvas.ellipse(a.cx, y - 6, 2.6, 2.6, (210, 40, 60), 0)
 

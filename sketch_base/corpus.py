@@ -40,7 +40,9 @@ def _polygon(canvas: Canvas, rng: random.Random, x: float, y: float, r: float) -
 
 
 def _blob(canvas: Canvas, rng: random.Random, x: float, y: float, r: float) -> None:
-    corners = [(x + (px - x) * rng.uniform(0.6, 1.3), y + (py - y) * rng.uniform(0.6, 1.3)) for px, py in ring(x, y, r, r, 7)]
+    corners = [
+        (x + (px - x) * rng.uniform(0.6, 1.3), y + (py - y) * rng.uniform(0.6, 1.3)) for px, py in ring(x, y, r, r, 7)
+    ]
     canvas.blob(corners, any_colour(rng))
 
 
@@ -136,9 +138,14 @@ def _stickers(rng: random.Random, canvas: Canvas, a: Anchors) -> None:
 
 def _wild_style(style: Style, rng: random.Random) -> Style:
     return replace(
-        style, outline=rng.uniform(0, 3.2), ink=any_colour(rng), head_width=rng.uniform(17, 34),
-        head_height=rng.uniform(20, 36), eye_scale=rng.uniform(0.6, 1.7), jaw=rng.uniform(0.4, 1.15),
-    )  # fmt: skip
+        style,
+        outline=rng.uniform(0, 3.2),
+        ink=any_colour(rng),
+        head_width=rng.uniform(17, 34),
+        head_height=rng.uniform(20, 36),
+        eye_scale=rng.uniform(0.6, 1.7),
+        jaw=rng.uniform(0.4, 1.15),
+    )
 
 
 def _pixelate(image: Image.Image, rng: random.Random) -> Image.Image:
@@ -179,8 +186,17 @@ def _lines(image: Image.Image, rng: random.Random) -> Image.Image:
 
 
 _REDRAWS: tuple[Callable[[Image.Image, random.Random], Image.Image], ...] = (
-    _pixelate, _posterize, _soften, _turn, _turn, _zoom, _zoom, _grade, _grain, _lines,
-)  # fmt: skip
+    _pixelate,
+    _posterize,
+    _soften,
+    _turn,
+    _turn,
+    _zoom,
+    _zoom,
+    _grade,
+    _grain,
+    _lines,
+)
 
 
 def corpus_image(seed: int, size: int = 128) -> Pixels:
@@ -211,10 +227,18 @@ def gate_marks(canvas: Canvas, a: Anchors) -> None:
             canvas.box(x, y + 4 * k, x + a.rx * 2 / 9, y + 4 * k + 4, ((20, 20, 20), (250, 250, 250))[(i + k) % 2], 0)
     canvas.ellipse(a.face_x - a.eye_dx, a.eye_y, a.eye_r + 2.5, a.eye_r + 2, (24, 20, 24))
     canvas.line([(a.cx - a.rx, a.eye_y - 6), (a.cx + a.rx, a.eye_y - 12)], (24, 20, 24), 2)
-    star = [(a.face_x + a.eye_dx + r * math.cos(t), a.mouth_y - 5 + r * math.sin(t))
-            for r, t in ((((5.5, 2.3)[i % 2]), -math.pi / 2 + math.pi * i / 5) for i in range(10))]  # fmt: skip
+    star = [
+        (a.face_x + a.eye_dx + r * math.cos(t), a.mouth_y - 5 + r * math.sin(t))
+        for r, t in ((((5.5, 2.3)[i % 2]), -math.pi / 2 + math.pi * i / 5) for i in range(10))
+    ]
     canvas.polygon(star, (250, 200, 30), 0.6)
     for side in (-1, 1):
-        canvas.polygon([(a.cx + side * a.rx * 0.4, a.cy - a.ry * 0.9), (a.cx + side * a.rx, a.cy - a.ry * 0.7),
-                        (a.cx + side * (a.rx + 8), a.cy - a.ry - 12)], (236, 226, 200))  # fmt: skip
+        canvas.polygon(
+            [
+                (a.cx + side * a.rx * 0.4, a.cy - a.ry * 0.9),
+                (a.cx + side * a.rx, a.cy - a.ry * 0.7),
+                (a.cx + side * (a.rx + 8), a.cy - a.ry - 12),
+            ],
+            (236, 226, 200),
+        )
     canvas.polygon(ring(a.cx - 20, a.shoulder_y + 18, 6, 6, 6), (20, 200, 190))

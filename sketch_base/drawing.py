@@ -1,4 +1,4 @@
-"""Parametric portraits: what a portrait is, how it is drawn by chance, how it is put in words, how it becomes pixels."""
+"""Parametric portraits: what one is, how chance draws one, how it is put in words, how it becomes pixels."""
 
 from __future__ import annotations
 
@@ -32,10 +32,27 @@ from .words import (
 )
 
 __all__ = [
-    "ACCESSORIES", "BACKGROUNDS", "CLASS_WORDS", "CLOTHES", "CLOTHES_COLOURS", "CLOTHES_NOUNS", "EXPRESSIONS",
-    "EYE_COLOURS", "HAIR_COLOURS", "HAIR_STYLES", "Anchors", "Canvas", "Marks", "Portrait", "Style", "caption", "draw",
-    "draw_mask", "random_portrait", "random_style",
-]  # fmt: skip
+    "ACCESSORIES",
+    "BACKGROUNDS",
+    "CLASS_WORDS",
+    "CLOTHES",
+    "CLOTHES_COLOURS",
+    "CLOTHES_NOUNS",
+    "EXPRESSIONS",
+    "EYE_COLOURS",
+    "HAIR_COLOURS",
+    "HAIR_STYLES",
+    "Anchors",
+    "Canvas",
+    "Marks",
+    "Portrait",
+    "Style",
+    "caption",
+    "draw",
+    "draw_mask",
+    "random_portrait",
+    "random_style",
+]
 
 Marks = Callable[[Canvas, Anchors], None]
 SUPERSAMPLE = 3

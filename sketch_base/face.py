@@ -21,7 +21,9 @@ def paint_face(canvas: Canvas, portrait: Portrait, a: Anchors) -> None:
         _eye(canvas, portrait, a, side)
         _brow(canvas, portrait, a, side)
     if portrait.class_word == "robot":
-        canvas.polygon([(a.face_x, a.cy + 4), (a.face_x - 3, a.cy + 10), (a.face_x + 3, a.cy + 10)], darker(a.skin, 0.3), 0)
+        canvas.polygon(
+            [(a.face_x, a.cy + 4), (a.face_x - 3, a.cy + 10), (a.face_x + 3, a.cy + 10)], darker(a.skin, 0.3), 0
+        )
     else:
         canvas.bow(a.face_x - 2.5, a.cy + 8, a.face_x + 2.5, a.cy + 8, 2.2, darker(a.skin, 0.35), 1.5)
     _mouth(canvas, portrait, a)
@@ -50,8 +52,11 @@ def _eye(canvas: Canvas, portrait: Portrait, a: Anchors, side: int) -> None:
         canvas.ellipse(x - iris * 0.35, y - iris * 0.3, 1.0, 1.0, _WHITE, 0)
     if portrait.class_word == "woman":
         outer = x + side * r * 1.15
-        canvas.line([(x - side * r * 0.6, y - r * 0.95), (x + side * r * 0.5, y - r * 1.0), (outer + side * 2.4, y - r * 0.75)],
-                    _BLACK, 1.7)  # fmt: skip
+        canvas.line(
+            [(x - side * r * 0.6, y - r * 0.95), (x + side * r * 0.5, y - r * 1.0), (outer + side * 2.4, y - r * 0.75)],
+            _BLACK,
+            1.7,
+        )
 
 
 def _brow(canvas: Canvas, portrait: Portrait, a: Anchors, side: int) -> None:
@@ -76,21 +81,47 @@ def _mouth(canvas: Canvas, portrait: Portrait, a: Anchors) -> None:
     lip = (176, 40, 56) if portrait.class_word == "woman" else mix(darker(a.skin, 0.55), _MOUTH, 0.3)
     half = min(10.0, a.rx * 0.42)
     if portrait.expression == "smiling":
-        canvas.blob([(x - half, y - 3), (x, y - 1.6), (x + half, y - 3), (x + half * 0.55, y + 4), (x, y + 5.6),
-                     (x - half * 0.55, y + 4)], _MOUTH, 1.0)  # fmt: skip
-        canvas.blob([(x - half * 0.8, y - 2), (x, y - 0.8), (x + half * 0.8, y - 2), (x + half * 0.6, y + 0.8),
-                     (x, y + 1.6), (x - half * 0.6, y + 0.8)], _WHITE, 0)  # fmt: skip
+        canvas.blob(
+            [
+                (x - half, y - 3),
+                (x, y - 1.6),
+                (x + half, y - 3),
+                (x + half * 0.55, y + 4),
+                (x, y + 5.6),
+                (x - half * 0.55, y + 4),
+            ],
+            _MOUTH,
+            1.0,
+        )
+        canvas.blob(
+            [
+                (x - half * 0.8, y - 2),
+                (x, y - 0.8),
+                (x + half * 0.8, y - 2),
+                (x + half * 0.6, y + 0.8),
+                (x, y + 1.6),
+                (x - half * 0.6, y + 0.8),
+            ],
+            _WHITE,
+            0,
+        )
     elif portrait.expression == "angry":
-        canvas.polygon([(x - half * 0.9, y + 4), (x - half * 0.6, y - 2), (x + half * 0.6, y - 2), (x + half * 0.9, y + 4)],
-                       _WHITE, 1.2)  # fmt: skip
+        canvas.polygon(
+            [(x - half * 0.9, y + 4), (x - half * 0.6, y - 2), (x + half * 0.6, y - 2), (x + half * 0.9, y + 4)],
+            _WHITE,
+            1.2,
+        )
         canvas.line([(x - half * 0.75, y + 1), (x + half * 0.75, y + 1)], _BLACK, 1.2)
         for k in (-0.35, 0.0, 0.35):
             canvas.line([(x + half * k, y - 2), (x + half * k, y + 4)], _BLACK, 1.0)
     elif portrait.expression == "sad":
         canvas.bow(x - half * 0.8, y + 4, x + half * 0.8, y + 4, -5.5, lip, 2.4)
         tear_x, tear_y = x - a.eye_dx - 1.5, a.eye_y + a.eye_r + 4.5
-        canvas.blob([(tear_x, tear_y - 4), (tear_x + 2.2, tear_y + 1), (tear_x, tear_y + 3), (tear_x - 2.2, tear_y + 1)],
-                    (110, 190, 250), 0)  # fmt: skip
+        canvas.blob(
+            [(tear_x, tear_y - 4), (tear_x + 2.2, tear_y + 1), (tear_x, tear_y + 3), (tear_x - 2.2, tear_y + 1)],
+            (110, 190, 250),
+            0,
+        )
     elif portrait.expression == "surprised":
         canvas.ellipse(x, y + 1.5, half * 0.5, half * 0.68, _MOUTH, 1.2)
         canvas.ellipse(x, y + 3, half * 0.28, half * 0.3, (90, 14, 24), 0)

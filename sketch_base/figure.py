@@ -56,9 +56,14 @@ def measure(portrait: Portrait) -> Anchors:
     rx, ry = style.head_width, style.head_height
     grow = 1.22 if portrait.expression == "surprised" else 1.0
     return Anchors(
-        cx=cx, cy=cy, rx=rx, ry=ry,
+        cx=cx,
+        cy=cy,
+        rx=rx,
+        ry=ry,
         face_x=cx + portrait.tilt,
-        eye_y=cy - 0.02 * ry, eye_dx=0.44 * rx, eye_r=5.0 * style.eye_scale * grow,
+        eye_y=cy - 0.02 * ry,
+        eye_dx=0.44 * rx,
+        eye_r=5.0 * style.eye_scale * grow,
         mouth_y=cy + 0.56 * ry,
         shoulder_y=cy + ry + 9,
         skin=_tint(SKINS[portrait.skin], portrait.jitter, 1),
@@ -66,7 +71,7 @@ def measure(portrait: Portrait) -> Anchors:
         eye=EYE_COLOURS[portrait.eye_colour],
         clothes=_tint(CLOTHES_COLOURS[portrait.clothes_colour], portrait.jitter, 3),
         extra=CLOTHES_COLOURS[portrait.accessory_colour],
-    )  # fmt: skip
+    )
 
 
 def _tint(colour: Rgb, jitter: int, part: int) -> Rgb:
@@ -94,10 +99,15 @@ def _head(canvas: Canvas, portrait: Portrait, a: Anchors) -> None:
     jaw = a.rx * portrait.style.jaw * (1.0 if portrait.class_word == "man" else 0.9)
     canvas.blob(
         [
-            (a.cx, a.cy - a.ry), (a.cx + a.rx * 0.78, a.cy - a.ry * 0.68), (a.cx + a.rx, a.cy),
-            (a.cx + jaw * 0.86, a.cy + a.ry * 0.62), (a.cx + jaw * 0.4, a.cy + a.ry * 0.96),
-            (a.cx - jaw * 0.4, a.cy + a.ry * 0.96), (a.cx - jaw * 0.86, a.cy + a.ry * 0.62), (a.cx - a.rx, a.cy),
+            (a.cx, a.cy - a.ry),
+            (a.cx + a.rx * 0.78, a.cy - a.ry * 0.68),
+            (a.cx + a.rx, a.cy),
+            (a.cx + jaw * 0.86, a.cy + a.ry * 0.62),
+            (a.cx + jaw * 0.4, a.cy + a.ry * 0.96),
+            (a.cx - jaw * 0.4, a.cy + a.ry * 0.96),
+            (a.cx - jaw * 0.86, a.cy + a.ry * 0.62),
+            (a.cx - a.rx, a.cy),
             (a.cx - a.rx * 0.78, a.cy - a.ry * 0.68),
         ],
         a.skin,
-    )  # fmt: skip
+    )

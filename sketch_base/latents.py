@@ -1,4 +1,4 @@
-"""The base's training set: portraits drawn from seeds and encoded once, in parts that training picks up as they come."""
+"""The base's training set: portraits drawn from seeds, encoded once, in parts that training picks up as they come."""
 
 from __future__ import annotations
 

@@ -119,9 +119,15 @@ def _mountains(canvas: Canvas, rng: random.Random) -> None:
         canvas.polygon([(x - half, 110), (x + half, 110), (x, top)], rock, 0)
         cap = 20
         canvas.polygon(
-            [(x, top), (x + cap * slope, top + cap), (x + 3, top + cap - 6), (x - 3, top + cap + 2),
-             (x - cap * slope, top + cap)],
-            (246, 250, 255), 0,
+            [
+                (x, top),
+                (x + cap * slope, top + cap),
+                (x + 3, top + cap - 6),
+                (x - 3, top + cap + 2),
+                (x - cap * slope, top + cap),
+            ],
+            (246, 250, 255),
+            0,
         )
     canvas.box(0, 104, 128, 128, _shift((226, 236, 246), rng, 6), 0)
 
@@ -130,7 +136,15 @@ def _desert(canvas: Canvas, rng: random.Random) -> None:
     _sky(canvas, _shift((110, 190, 220), rng), _shift((252, 234, 190), rng), 80)
     for y, tone in ((62, (236, 186, 104)), (80, (220, 162, 82)), (100, (202, 140, 66))):
         shift = rng.uniform(-8, 8)
-        dune: list[Point] = [(-10, 132), (-10, y), (24 + shift, y - 9), (64, y + 4), (104 + shift, y - 7), (138, y + 3), (138, 132)]
+        dune: list[Point] = [
+            (-10, 132),
+            (-10, y),
+            (24 + shift, y - 9),
+            (64, y + 4),
+            (104 + shift, y - 7),
+            (138, y + 3),
+            (138, 132),
+        ]
         canvas.polygon(dune, _shift(tone, rng), 0)
     for x in (rng.choice((12, 116)), rng.choice((20, 106))):
         y = rng.uniform(64, 84)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 from . import words
@@ -14,18 +15,27 @@ END = "</w>"
 
 # Words that prompts may hold beside the caption words; learned as whole tokens, meaning comes only from training.
 _FREE_WORDS = (
-    "a an the of in on at by with and under front portrait picture drawing sketch photo style wearing hair skin eyes head "
-    "face background plain character standing looking close up simple colourful bright dark light day night"
-).split()
+    "a an the of in on at by with and under front portrait picture drawing sketch photo style wearing hair skin eyes "
+    + "head face background plain character standing looking close up simple colourful bright dark light day night"
+)
 
 
 def caption_words() -> list[str]:
     """Every word that a caption can contain, without repeats, in a fixed order."""
     sources: list[str] = [
-        *words.CLASS_WORDS, *words.HAIR_COLOURS, *words.HAIR_STYLES, *words.SKINS, *words.EYE_COLOURS, *words.EXPRESSIONS,
-        *words.CLOTHES_COLOURS, *words.CLOTHES_NOUNS, *words.ACCESSORIES, *words.BACKGROUNDS,
-        *(said for several in words.SYNONYMS.values() for said in several), *_FREE_WORDS,
-    ]  # fmt: skip
+        *words.CLASS_WORDS,
+        *words.HAIR_COLOURS,
+        *words.HAIR_STYLES,
+        *words.SKINS,
+        *words.EYE_COLOURS,
+        *words.EXPRESSIONS,
+        *words.CLOTHES_COLOURS,
+        *words.CLOTHES_NOUNS,
+        *words.ACCESSORIES,
+        *words.BACKGROUNDS,
+        *(said for several in words.SYNONYMS.values() for said in several),
+        _FREE_WORDS,
+    ]
     seen = dict.fromkeys(word for source in sources for word in source.lower().split())
     return list(seen)
 
@@ -42,7 +52,7 @@ def learn_merges(corpus: list[str]) -> list[tuple[str, str]]:
     split = {word: [*word[:-1], word[-1] + END] for word in corpus}
     merges: list[tuple[str, str]] = []
     while True:
-        pairs = Counter(pair for parts in split.values() for pair in zip(parts, parts[1:], strict=False))
+        pairs = Counter(pair for parts in split.values() for pair in pairwise(parts))
         if not pairs:
             return merges
         best = min(pairs, key=lambda pair: (-pairs[pair], pair))

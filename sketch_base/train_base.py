@@ -10,7 +10,6 @@ import string
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
@@ -47,7 +46,7 @@ class Recipe:
     steps: int = 8000
     batch: int = 32
     adam_rate: float = 1e-3
-    muon_rate: float = 1.5e-3
+    muon_rate: float = 2e-3
     warmup: int = 150
     decay_share: float = 0.3
     average: float = 0.999
@@ -163,10 +162,13 @@ class Trainer:
 
     def save(self, path: Path) -> None:
         state = {
-            "step": self.step, "average": self.average, "rng": self.rng.getstate(), "torch": torch.get_rng_state(),
+            "step": self.step,
+            "average": self.average,
+            "rng": self.rng.getstate(),
+            "torch": torch.get_rng_state(),
             "weights": {part: getattr(self.modules, part).state_dict() for part in PARTS},
             "optimisers": [o.state_dict() for o in self.optimisers],
-        }  # fmt: skip
+        }
         unfinished = path.with_suffix(".unfinished")
         torch.save(state, unfinished)
         unfinished.rename(path)

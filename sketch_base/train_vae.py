@@ -95,7 +95,8 @@ def calibrate(encoder: torch.nn.Module, norm: torch.nn.BatchNorm2d, crops: Crops
 def fold(encoder: torch.nn.Module, norm: torch.nn.BatchNorm2d) -> None:
     """Make the encoder's last convolution give normalised latents by itself."""
     last = list(encoder.layers)[-1]  # type: ignore[arg-type]
-    assert norm.running_mean is not None and norm.running_var is not None
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
     scale = 1 / (norm.running_var + norm.eps).sqrt()
     with torch.no_grad():
         last.bias.copy_((last.bias - norm.running_mean) * scale)
@@ -139,7 +140,9 @@ def train(folder: Path, steps: int, batch: int, pool_size: int, muon: bool = Tru
         vae.load_state_dict(saved["vae"])
         latent_norm.load_state_dict(saved["norm"])
     inner, outer = split_weights(vae)
-    optimisers: list[torch.optim.Optimizer] = [torch.optim.Adam(outer if muon else [*inner, *outer], lr=1e-3, betas=(0.9, 0.98))]
+    optimisers: list[torch.optim.Optimizer] = [
+        torch.optim.Adam(outer if muon else [*inner, *outer], lr=1e-3, betas=(0.9, 0.98))
+    ]
     if muon:
         optimisers.append(Muon(inner, lr=3e-3))
     base_rates = [o.param_groups[0]["lr"] for o in optimisers]
@@ -165,7 +168,9 @@ def train(folder: Path, steps: int, batch: int, pool_size: int, muon: bool = Tru
     return vae
 
 
-def _step(vae: Any, latent_norm: torch.nn.Module, target: torch.Tensor, optimisers: list[torch.optim.Optimizer]) -> tuple[float, float]:
+def _step(
+    vae: Any, latent_norm: torch.nn.Module, target: torch.Tensor, optimisers: list[torch.optim.Optimizer]
+) -> tuple[float, float]:
     with torch.autocast("cpu", torch.bfloat16):
         latents = latent_norm(vae.encoder(target))
         noise = torch.randn_like(latents) * torch.rand(len(latents), 1, 1, 1) * 0.12

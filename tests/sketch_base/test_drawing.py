@@ -56,7 +56,8 @@ def test_marks_are_painted_over_the_figure_and_enter_the_mask() -> None:
 def test_the_canonical_caption_names_everything_in_order() -> None:
     portrait = Portrait(accessory="hat", accessory_colour="green")
     assert caption(portrait, trigger="zorbeq") == (
-        "zorbeq person, brown short hair, light skin, brown eyes, neutral, blue shirt, green hat, plain white background"
+        "zorbeq person, brown short hair, light skin, brown eyes, neutral, blue shirt, green hat, "
+        "plain white background"
     )
 
 

@@ -72,7 +72,10 @@ def test_a_tenth_of_the_prompts_is_blank_and_half_of_the_rest_has_a_trigger() ->
 def test_a_resumed_run_gives_the_weights_of_an_unbroken_one(tmp_path: Path) -> None:
     torch.set_num_threads(1)
     torch.save(SKETCH.build_vae().state_dict(), tmp_path / "vae.pt")
-    latents, portraits = torch.from_numpy(np.random.default_rng(0).normal(size=(2, 16, 16, 16))).float(), [Portrait()] * 2
+    latents, portraits = (
+        torch.from_numpy(np.random.default_rng(0).normal(size=(2, 16, 16, 16))).float(),
+        [Portrait()] * 2,
+    )
     whole = train_base.Trainer(train_base.Recipe(batch=2), tmp_path / "vae.pt")
     whole.train_step(latents, portraits)
     whole.save(tmp_path / "state.pt")
