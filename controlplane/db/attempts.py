@@ -9,7 +9,7 @@ from sqlalchemy import Connection, func, insert, select, update
 
 from controlplane.db.rows import values_of
 from controlplane.db.tables import attempts, jobs
-from controlplane.domain.jobs import ATTEMPT_LIVE, FINAL, Attempt
+from controlplane.domain.jobs import ATTEMPT_LIVE, HELD, Attempt
 from controlplane.domain.pods import Load
 
 
@@ -75,31 +75,23 @@ def raise_progress_seq(c: Connection, project_id: str, attempt_id: str, seq: int
     return changed.rowcount == 1
 
 
-def loads(c: Connection, project_id: str) -> dict[str, Load]:
-    """Each pod's load, derived from the attempts sent to it; pods without attempts are absent."""
+def loads(c: Connection, project_id: str, pod_ids: Collection[str]) -> dict[str, Load]:
+    """The load of some pods, derived from the attempts sent to them; pods without attempts are absent.
+
+    Both statements start from an index, however many attempts there ever were.
+    """
     counted = c.execute(
         select(attempts.c.pod_id, func.count())
         .join(jobs, jobs.c.id == attempts.c.job_id)
-        .where(
-            attempts.c.project_id == project_id,
-            attempts.c.status.in_(ATTEMPT_LIVE),
-            jobs.c.status.not_in(FINAL),
-        )
+        .where(jobs.c.status.in_(HELD), attempts.c.project_id == project_id, attempts.c.status.in_(ATTEMPT_LIVE))
         .group_by(attempts.c.pod_id)
     )
     running: dict[str, int] = {row[0]: row[1] for row in counted}
-    newest = (
-        select(attempts.c.pod_id, func.max(attempts.c.created_at).label("created_at"))
-        .where(attempts.c.project_id == project_id)
-        .group_by(attempts.c.pod_id)
-        .subquery()
-    )
-    last = c.execute(
-        select(attempts.c.pod_id, attempts.c.base_model, attempts.c.lora_sha256, attempts.c.created_at).join(
-            newest, (attempts.c.pod_id == newest.c.pod_id) & (attempts.c.created_at == newest.c.created_at)
-        )
-    )
-    return {
-        row.pod_id: Load(row.pod_id, running.get(row.pod_id, 0), row.base_model, row.lora_sha256, row.created_at)
-        for row in last
-    }
+    found = {}
+    for pod_id in pod_ids:
+        newest = select(attempts.c.base_model, attempts.c.lora_sha256, attempts.c.created_at)
+        newest = newest.where(attempts.c.pod_id == pod_id).order_by(attempts.c.created_at.desc()).limit(1)
+        row = c.execute(newest).one_or_none()
+        if row is not None:
+            found[pod_id] = Load(pod_id, running.get(pod_id, 0), row.base_model, row.lora_sha256, row.created_at)
+    return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import Connection
@@ -12,7 +12,7 @@ from controlplane.db import jobs as job_rows
 from controlplane.db import pods as pod_rows
 from controlplane.domain.ids import new_prompt_id
 from controlplane.domain.jobs import Attempt, Job
-from controlplane.domain.pods import CAPACITY, Choice, Needs, Pod, choose
+from controlplane.domain.pods import CAPACITY, Choice, Load, Needs, Pod, choose
 from controlplane.services.outcomes import Hooks, fail
 
 JOBS_PER_GROUP = 8
@@ -42,8 +42,11 @@ def take_over(c: Connection, owner: str, lease_until: float, now: float, except_
 
 def claim_next(c: Connection, owner: str, lease_until: float, now: float) -> Claimed | None:
     """Claim the first waiting job that a pod is free for, and write its attempt; explain why the others wait."""
+    fleets: dict[str, _Fleet] = {}
     for job in job_rows.due(c, now, JOBS_PER_GROUP):
-        choice = _choose(c, job)
+        fleet = fleets.get(job.project_id) or _fleet(c, job.project_id)
+        fleets[job.project_id] = fleet
+        choice = _choose(c, job, fleet)
         if choice.pod_id is None:
             if choice.as_placement() != job.placement:
                 job_rows.note_placement(c, job.project_id, job.id, choice.as_placement())
@@ -58,25 +61,33 @@ def fail_overdue(c: Connection, hooks: Hooks, now: float) -> int:
     """Fail jobs that no pod took before their deadline, in the words of their placement; returns how many."""
     late = job_rows.overdue(c, now, OVERDUE_PER_PASS)
     for job in late:
-        why = _choose(c, job).reason
+        why = _choose(c, job, _fleet(c, job.project_id)).reason
         fail(c, job, "no_pod_in_time", f"No pod took this job before its deadline. {why}", hooks, now)
     return len(late)
 
 
-def _choose(c: Connection, job: Job) -> Choice:
+@dataclass(frozen=True)
+class _Fleet:
+    """A project's pods and what they are doing."""
+
+    pods: Sequence[Pod]
+    loads: Mapping[str, Load]
+
+
+def _fleet(c: Connection, project_id: str) -> _Fleet:
+    pods = pod_rows.known(c, project_id)
+    return _Fleet(pods, attempt_rows.loads(c, project_id, [pod.id for pod in pods]))
+
+
+def _choose(c: Connection, job: Job, fleet: _Fleet) -> Choice:
     tried = frozenset(attempt.pod_id for attempt in attempt_rows.of_job(c, job.project_id, job.id))
-    return choose(
-        Needs.of(job.needs, job.base_model),
-        pod_rows.known(c, job.project_id),
-        attempt_rows.loads(c, job.project_id),
-        avoid=tried,
-    )
+    return choose(Needs.of(job.needs, job.base_model), fleet.pods, fleet.loads, avoid=tried)
 
 
 def _lock_free(c: Connection, project_id: str, pod_id: str) -> bool:
     """Keep other processes from choosing the same pod, then look again: they may have, a moment ago."""
     pod_rows.lock(c, project_id, pod_id)
-    load = attempt_rows.loads(c, project_id).get(pod_id)
+    load = attempt_rows.loads(c, project_id, [pod_id]).get(pod_id)
     return load is None or load.running < CAPACITY
 
 
