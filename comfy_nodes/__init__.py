@@ -8,9 +8,13 @@ from __future__ import annotations
 from typing import Any
 
 from .character_lora_loader import CharacterLoRALoader
+from .comfy_host import ComfyHost
+from .host import offer_comfy_host
 from .prompt_travel_sampler import PromptTravelSampler
 from .s3_save import S3Save
 from .train_lora import TrainLoRA
+
+offer_comfy_host(ComfyHost)
 
 NODE_CLASS_MAPPINGS: dict[str, type[Any]] = {
     "CharacterLoRALoader": CharacterLoRALoader,

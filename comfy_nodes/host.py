@@ -88,6 +88,7 @@ class Host(Protocol):
 
 
 _host: Host | None = None
+_comfy_host: Callable[[], Host] | None = None
 _LOOK_EVERY_SECONDS = 0.25
 
 
@@ -97,15 +98,19 @@ def set_host(host: Host | None) -> None:
     _host = host
 
 
+def offer_comfy_host(make: Callable[[], Host]) -> None:
+    """Say how ComfyUI's host is made, for when the pack runs inside it; the package does so at import."""
+    global _comfy_host
+    _comfy_host = make
+
+
 def current_host() -> Host:
     """The host that was set, else ComfyUI when the pack runs inside it. Raises RuntimeError outside both."""
     global _host
     if _host is None:
-        if importlib.util.find_spec("comfy") is None:
+        if _comfy_host is None or importlib.util.find_spec("comfy") is None:
             raise RuntimeError("the Troupe nodes run in ComfyUI or in the embedded pod; neither is here")
-        from .comfy_host import ComfyHost
-
-        _host = ComfyHost()
+        _host = _comfy_host()
     return _host
 
 
