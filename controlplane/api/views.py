@@ -178,13 +178,16 @@ def dataset_body(report: DatasetReport) -> Json:
 
 def event_body(event: Event) -> Json:
     """The data of one server-sent event."""
+    data = plain(event.data)
+    if "progress" in data:
+        data["progress"] = {name: data["progress"].get(name) for name in PROGRESS}
     return {
         "id": event.id,
         "type": event.type,
         "job_id": event.job_id,
         "character_id": event.character_id,
         "created_at": moment(event.created_at),
-        "data": plain(event.data),
+        "data": data,
     }
 
 

@@ -18,7 +18,7 @@ from controlplane.db import pods as pod_rows
 from controlplane.db.database import Database
 from controlplane.domain import events
 from controlplane.domain.ids import new_id
-from controlplane.domain.jobs import CANCELLING, Job, is_final
+from controlplane.domain.jobs import CANCELLING, is_final
 from controlplane.domain.pods import DRAINING, LOST, READY, SUSPECT, Pod
 from controlplane.errors import BadJoinToken, NotFound, Unauthorized, UnknownProtocol, Unprocessable
 from controlplane.ports import Clock
@@ -189,7 +189,10 @@ class Pods:
             # In training only steps are, so that a trainer that hangs is noticed.
             alive = {} if progress["phase"] == "training" else {"reported_at": self._clock.now()}
             job_rows.note_progress(c, job.project_id, job.id, {**progress, **alive})
-            _tell(c, job, progress, body, self._clock.now())
+            files = {name: body[name] for name in ("sample_asset_id", "checkpoint_asset_id") if body.get(name)}
+            if files or any(job.progress.get(name) != value for name, value in progress.items()):
+                told = {"progress": progress, **files}
+                append_of_job(c, job, events.JOB_PROGRESS, self._clock.now(), **told)
         return job.status == CANCELLING
 
 
@@ -208,11 +211,6 @@ def reported_progress(before: Mapping[str, Any], body: Mapping[str, Any]) -> dic
         "total_steps": total if total is not None else before.get("total_steps"),
         "loss": body.get("loss") if body.get("loss") is not None else before.get("loss"),
     }
-
-
-def _tell(c: Connection, job: Job, progress: Mapping[str, Any], body: Mapping[str, Any], now: float) -> None:
-    files = {name: body[name] for name in ("sample_asset_id", "checkpoint_asset_id") if body.get(name)}
-    append_of_job(c, job, events.JOB_PROGRESS, now, **{"progress": dict(progress), **files})
 
 
 def _registered(body: Mapping[str, Any], key_hash: str, now: float) -> dict[str, Any]:
