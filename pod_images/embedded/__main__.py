@@ -144,4 +144,9 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    logging.shutdown()
+    sys.stdout.flush()
+    # Everything is closed by now. The interpreter's own end is skipped: with torch loaded it was seen to hang in native
+    # code, and a pod that does not end keeps its parent waiting.
+    os._exit(code)

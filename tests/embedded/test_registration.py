@@ -20,7 +20,7 @@ from .graphs import node
 
 ROOT = Path(__file__).resolve().parents[2]
 LAB = ROOT / "tests" / "contract" / "lab_nodes"
-WAIT_SECONDS = 90
+WAIT_SECONDS = 240
 
 
 @dataclass
