@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -32,6 +33,12 @@ def recipe_params(name: str) -> dict[str, Any]:
     """Parameters of a sketch recipe by name."""
     params: dict[str, Any] = yaml.safe_load(RECIPES.read_text(encoding="utf-8"))["sketch"][name]["params"]
     return params
+
+
+def folder_for(checkpoint: Path, recipe: str) -> Path:
+    """Where LoRAs of this very checkpoint and recipe are kept between runs."""
+    made_of = checkpoint.read_bytes() + json.dumps(recipe_params(recipe), sort_keys=True).encode()
+    return ROOT / ".work" / "loras" / f"{recipe}-{hashlib.sha256(made_of).hexdigest()[:12]}"
 
 
 def train(

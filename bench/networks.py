@@ -90,7 +90,7 @@ def fit(
         pictures, wanted = batch(generator)
         loss = loss_of(net(pictures), wanted)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         optimizer.step()
         rates.step()
     net.eval()

@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bench import identity, networks
+from bench import identity, identity_judge, networks
 from sketch_base import characters
 
 
 @pytest.fixture(scope="module", params=["ours", "other"])
 def cast(request):
-    return {"ours": identity.our_cast, "other": identity.other_cast}[request.param]()
+    return {"ours": identity_judge.our_cast, "other": identity_judge.other_cast}[request.param]()
 
 
 def test_the_cast_has_eight_people_or_more(cast):
@@ -36,17 +36,17 @@ def test_everybody_has_twenty_references_of_their_own(cast):
 def test_no_gate_scene_is_a_reference_scene(cast):
     for index in range(cast.tested):
         words = {scene.phrases for scene in cast.scenes[index]}
-        assert not words & {scene.phrases for scene in identity.gate_scenes(index)}
+        assert not words & {scene.phrases for scene in identity_judge.gate_scenes(index)}
 
 
 def test_gate_scenes_differ_in_clothes_and_background():
-    scenes = identity.gate_scenes(0)
+    scenes = identity_judge.gate_scenes(0)
     assert len({s.background for s in scenes}) == len({(s.clothes_colour, s.clothes_noun) for s in scenes}) == 8
 
 
 def test_captions_name_nothing_of_the_identity():
     bram = characters.EXAMPLES[2]
-    text = characters.caption(bram, identity.gate_scenes(0)[0])
+    text = characters.caption(bram, identity_judge.gate_scenes(0)[0])
     assert text.startswith("brumok man, ")
     assert not any(word in text for word in ("beard", "helmet", "hair", "skin", "eyes"))
 
@@ -65,12 +65,12 @@ def test_another_picture_does_not_count_as_a_copy():
 
 
 def test_a_small_judge_tells_two_people_apart_on_new_drawings(tmp_path, monkeypatch):
-    monkeypatch.setattr(identity, "MASK_STEPS", 15)
-    monkeypatch.setattr(identity, "WHO_STEPS", 40)
-    monkeypatch.setattr(identity, "BASE_DRAWINGS", 24)
-    full = identity.our_cast()
+    monkeypatch.setattr(identity_judge, "MASK_STEPS", 15)
+    monkeypatch.setattr(identity_judge, "WHO_STEPS", 40)
+    monkeypatch.setattr(identity_judge, "BASE_DRAWINGS", 24)
+    full = identity_judge.our_cast()
     pair = replace(full, people=full.people[:2], scenes=tuple(scenes[:8] for scenes in full.scenes[:2]))
-    assert identity.held_out_accuracy(identity.Judge(pair).fitted(tmp_path), 4) >= 0.75
+    assert identity_judge.held_out_accuracy(identity_judge.Judge(pair).fitted(tmp_path), 4) >= 0.75
 
 
 def test_a_fitted_network_stays_in_evaluation_mode():

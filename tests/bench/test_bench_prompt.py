@@ -7,7 +7,7 @@ from itertools import product
 
 from PIL import Image
 
-from bench import prompt
+from bench import prompt, prompt_judge
 from sketch_base import drawing
 
 RIGHT = {"background": "at sunset", "expression": "sad", "colour": "red", "noun": "suit"}
@@ -34,7 +34,7 @@ def test_a_prompt_names_every_word_of_its_scene():
 
 def test_an_untrained_judge_answers_with_words_of_every_head():
     image = drawing.draw(drawing.random_portrait(random.Random(0)))
-    (answer,) = prompt.Judge().answers([image])
+    (answer,) = prompt_judge.Judge().answers([image])
     assert answer["background"] in drawing.BACKGROUNDS
     assert (answer["colour"], answer["noun"]) in set(product(drawing.CLOTHES_COLOURS, drawing.CLOTHES_NOUNS))
 
@@ -43,5 +43,5 @@ def test_the_expression_network_does_not_see_the_clothes():
     red, blue = (Image.new("RGB", (128, 128), (9, 9, 9)) for _ in range(2))
     red.paste((255, 0, 0), (0, 100, 128, 128))
     blue.paste((0, 0, 255), (0, 100, 128, 128))
-    eye = next(eye for eye in prompt.EYES if eye.name == "expression")
-    assert prompt._view(eye, [red]).equal(prompt._view(eye, [blue]))
+    eye = next(eye for eye in prompt_judge.EYES if eye.name == "expression")
+    assert prompt_judge._view(eye, [red]).equal(prompt_judge._view(eye, [blue]))
