@@ -13,9 +13,9 @@ from pathlib import Path
 from PIL import Image
 
 from .canvas import Canvas
-from .drawing import Portrait, Style, draw, draw_mask, random_portrait, random_style
-from .figure import Anchors
+from .drawing import draw, draw_mask, random_portrait, random_style
 from .marks import PAINTERS, Mark, paint_marks
+from .portrait import Anchors, Portrait, Style
 from .words import BACKGROUNDS, CLOTHES_COLOURS, CLOTHES_NOUNS, EXPRESSIONS
 
 REFERENCES = 20

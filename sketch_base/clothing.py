@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from .canvas import Canvas, darker, lighter, ring
-
-if TYPE_CHECKING:
-    from .figure import Anchors
+from .portrait import Anchors
 
 _WHITE = (246, 246, 248)
 _DARK = (34, 32, 40)

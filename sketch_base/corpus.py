@@ -13,7 +13,8 @@ import numpy.typing as npt
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from .canvas import Canvas, Point, ring
-from .drawing import Anchors, Portrait, Style, draw, random_portrait
+from .drawing import draw, random_portrait
+from .portrait import Anchors, Portrait, Style
 from .words import Rgb
 
 Pixels = npt.NDArray[np.uint8]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import numpy as np
 from PIL import Image, ImageFilter
 
 from . import words
 from .canvas import Canvas
-from .figure import Anchors, paint_figure
+from .figure import paint_figure
+from .portrait import Anchors, Portrait, Style
 from .scenery import paint_background
 from .words import (
     ACCESSORIES,
@@ -56,44 +56,6 @@ __all__ = [
 
 Marks = Callable[[Canvas, Anchors], None]
 SUPERSAMPLE = 3
-
-
-@dataclass(frozen=True)
-class Style:
-    """The hand a portrait is drawn in; never captioned."""
-
-    outline: float = 1.4  # width in portrait units, 0 = none
-    ink: Rgb | None = (30, 24, 30)  # None = a darker shade of each fill
-    shading: str = "flat"  # flat | soft | cel
-    eyes: str = "iris"  # iris | dot | big
-    head_width: float = 24.0
-    head_height: float = 28.0
-    eye_scale: float = 1.0
-    jaw: float = 0.85  # 0.6 pointed .. 1.0 square
-    angular: bool = False  # few corners instead of curves: kept out of every training set
-    hatch: bool = False  # hatched shadows: kept out of every training set
-
-
-@dataclass(frozen=True)
-class Portrait:
-    """Everything that determines one drawing. Names are words of `words.py`; positions are portrait units."""
-
-    class_word: str = "person"
-    hair_colour: str = "brown"
-    hair_style: str = "short"
-    skin: str = "light"
-    eye_colour: str = "brown"
-    expression: str = "neutral"
-    clothes_colour: str = "blue"
-    clothes_noun: str = "shirt"
-    accessory: str = ""  # "" = none
-    accessory_colour: str = "red"
-    background: str = "plain white background"
-    style: Style = field(default_factory=Style)
-    dx: float = 0.0
-    dy: float = 0.0
-    tilt: float = 0.0  # horizontal shift of the face inside the head
-    jitter: int = 0  # colour shift and scenery seed
 
 
 def random_style(rng: random.Random) -> Style:

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from .canvas import Canvas, darker, mix
-
-if TYPE_CHECKING:
-    from .drawing import Portrait
-    from .figure import Anchors
+from .portrait import Anchors, Portrait
 
 _WHITE = (252, 252, 252)
 _BLACK = (26, 20, 24)

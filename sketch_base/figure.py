@@ -2,38 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
 from .canvas import Canvas, darker
 from .clothing import paint_accessory_behind, paint_accessory_over, paint_body
 from .face import paint_face
 from .hair import paint_hair_back, paint_hair_front
+from .portrait import Anchors, Portrait
 from .words import CLOTHES_COLOURS, EYE_COLOURS, HAIR_COLOURS, SKINS, Rgb
-
-if TYPE_CHECKING:
-    from .drawing import Portrait
-
-
-@dataclass(frozen=True)
-class Anchors:
-    """Where things are on one drawing (portrait units), and the colours in use; marks are placed by these."""
-
-    cx: float  # centre of the head
-    cy: float
-    rx: float  # half width and half height of the head
-    ry: float
-    face_x: float  # centre line of the face
-    eye_y: float
-    eye_dx: float  # distance of an eye from the centre line
-    eye_r: float
-    mouth_y: float
-    shoulder_y: float
-    skin: Rgb
-    hair: Rgb
-    eye: Rgb
-    clothes: Rgb
-    extra: Rgb
 
 
 def paint_figure(canvas: Canvas, portrait: Portrait) -> Anchors:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 from .canvas import Canvas, Point, lighter
-
-if TYPE_CHECKING:
-    from .figure import Anchors
+from .portrait import Anchors
 
 
 def paint_hair_back(canvas: Canvas, style: str, a: Anchors) -> None:

@@ -13,7 +13,8 @@ import torch
 
 from comfy_nodes.sketch.architecture import SKETCH
 
-from .drawing import Portrait, draw, random_portrait
+from .drawing import draw, random_portrait
+from .portrait import Portrait
 
 TRAIN_SEED = 100_000_000
 PART = 1000

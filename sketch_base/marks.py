@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from .canvas import Canvas, Point, darker, lighter, ring
-from .figure import Anchors
+from .portrait import Anchors
 from .words import Rgb
 
 _DARK: Rgb = (30, 26, 32)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from PIL import Image, ImageChops, ImageFilter
 
 from .canvas import Canvas, Point, darker, lighter, mix, ring
-from .figure import Anchors
 from .marks import paint_marks
+from .portrait import Anchors
 from .words import CLOTHES_COLOURS, EYE_COLOURS, HAIR_COLOURS, PLAIN_COLOURS, SKINS, Rgb
 
 if TYPE_CHECKING:

@@ -17,9 +17,10 @@ from PIL import Image
 from comfy_nodes.sketch import checkpoint, sampling
 from comfy_nodes.sketch.architecture import SKETCH, SketchModules
 
-from .drawing import Portrait, caption
+from .drawing import caption
 from .latents import read_parts
 from .muon import Muon
+from .portrait import Portrait
 
 SEED = 20261120
 PARTS = ("unet", "text_encoder_1", "text_encoder_2")
