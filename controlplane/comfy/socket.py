@@ -60,10 +60,11 @@ class PodSocket:
 
     async def next(self, seconds: float) -> Message | None:
         """The next message, None where none came in time."""
-        try:
-            return await asyncio.wait_for(self._messages.get(), seconds)
-        except TimeoutError:
-            return None
+        # asyncio.timeout, not wait_for: before Python 3.12 the latter loses a cancel that meets a message.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                return await self._messages.get()
+        return None
 
     async def _run(self) -> None:
         backoff = FIRST_BACKOFF_SECONDS
@@ -82,10 +83,11 @@ class PodSocket:
 
     async def _read_once(self) -> bool:
         """Read until the socket ends; True where the server closed it in an orderly way."""
-        connecting = self._session.ws_connect(
-            self._url, headers=self._headers, heartbeat=HEARTBEAT_SECONDS, max_msg_size=0
-        )
-        async with await asyncio.wait_for(connecting, CONNECT_SECONDS) as socket:
+        async with asyncio.timeout(CONNECT_SECONDS):
+            connected = await self._session.ws_connect(
+                self._url, headers=self._headers, heartbeat=HEARTBEAT_SECONDS, max_msg_size=0
+            )
+        async with connected as socket:
             # Only the first text frame is read for flags, and a new connection knows nothing of the last one's.
             await socket.send_json(FEATURE_FLAGS)
             async for frame in socket:

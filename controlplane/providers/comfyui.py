@@ -87,7 +87,8 @@ class ComfyUIProvider:
         async with PodSocket(self._session, work.pod.url, work.pod.token, work.client_id) as socket:
             # A hint that comes before the first look is never missed; a pod without hints costs this wait once.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(socket.opened.wait(), self._pace.poll)
+                async with asyncio.timeout(self._pace.poll):
+                    await socket.opened.wait()
             while True:
                 update = await looks.look(client, work.prompt_id)
                 if update is not None and not (update.kind == "running" and running):

@@ -46,8 +46,10 @@ class Hints:
         if self._counts[topic] != seen:
             return
         bell = self._bells.setdefault(topic, asyncio.Event())
+        # asyncio.timeout, not wait_for: before Python 3.12 the latter loses a cancel that meets the bell.
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(bell.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await bell.wait()
 
 
 def append(

@@ -103,3 +103,14 @@ async def test_a_hint_wakes_everybody_who_waits() -> None:
     hints.wake(Hints.EVENTS)
     await asyncio.wait_for(asyncio.gather(*waiting), 60)
     assert all(task.done() for task in waiting)
+
+
+async def test_a_cancel_that_meets_a_hint_is_not_lost() -> None:
+    hints = Hints()
+    waiting = asyncio.create_task(hints.wait(Hints.EVENTS, 0, 3600.0))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    hints.wake(Hints.EVENTS)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
