@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import shlex
 import shutil
 import socket
 import subprocess
@@ -82,6 +83,7 @@ def _comfyui(checkout: Path, base: Path) -> Iterator[PodUnderTest]:
         port = probe.getsockname()[1]
     options = ["--cpu", "--port", str(port), "--base-directory", str(base), "--disable-auto-launch"]
     options += ["--disable-api-nodes", "--database-url", f"sqlite:///{base}/comfyui.db", "--preview-method", "none"]
+    options += shlex.split(os.environ.get("COMFYUI_ARGS", ""))
     interpreter = os.environ.get("COMFYUI_PYTHON", sys.executable)
     log = (base / "log.txt").open("wb")
     process = subprocess.Popen([interpreter, str(checkout / "main.py"), *options], cwd=checkout, stdout=log, stderr=log)
