@@ -33,8 +33,9 @@ PERCENT_BETWEEN_LINES = 25.0
 def table(console: Console, columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str = "") -> None:
     """Print a table; a cell that names a state gets the state's colour."""
     shown = Table(title=title or None, title_justify="left", header_style="bold", box=None, pad_edge=False)
-    for column in columns:
-        shown.add_column(column, overflow="fold")
+    for number, column in enumerate(columns):
+        # The first column is what people copy: it is never broken.
+        shown.add_column(column, overflow="fold", no_wrap=number == 0)
     for row in rows:
         shown.add_row(*(_cell(value) for value in row))
     console.print(shown)
