@@ -170,9 +170,8 @@ class _Looks:
         try:
             finished = await client.history(prompt_id)
             queue = await client.queue() if finished is None else None
-        except PodRefused as error:
-            return Update("lost", error={"type": "PodRefused", "message": error.detail})
-        except PodUnreachable as error:
+        except (PodUnreachable, PodRefused) as error:
+            # A refused token is no proof either: the pod may be about to register again with a new one.
             return self._unreachable(error)
         self.silent_since = None
         if finished is not None:
@@ -191,7 +190,7 @@ class _Looks:
         message = "The pod has it neither in its queue nor in its history; it was probably restarted."
         return Update("lost", error={"type": "Absent", "message": message})
 
-    def _unreachable(self, error: PodUnreachable) -> Update | None:
+    def _unreachable(self, error: PodUnreachable | PodRefused) -> Update | None:
         now = time.monotonic()
         if self.silent_since is None:
             self.silent_since = now

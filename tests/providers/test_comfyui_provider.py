@@ -184,3 +184,17 @@ async def test_a_pod_answers_a_probe(provider: ComfyUIProvider, double: ComfyUID
 async def test_a_pod_that_is_down_does_not_answer_a_probe(provider: ComfyUIProvider, double: ComfyUIDouble) -> None:
     await double.stop()
     assert await provider.probe(work(double).pod) is False
+
+
+async def test_a_token_that_is_refused_for_a_moment_loses_nothing(
+    provider: ComfyUIProvider, double: ComfyUIDouble
+) -> None:
+    held = work(double, held=True)
+    await provider.start(held)
+    task = asyncio.create_task(followed(provider, held))
+    await double.started.wait()
+    double.token = "for a moment"
+    await asyncio.sleep(0.2)
+    double.token = held.pod.token
+    double.released.set()
+    assert (await task)[-1].kind == "succeeded"

@@ -107,7 +107,7 @@ async def test_jobs_end_on_the_embedded_pod_as_they_do_on_comfyui(room: Engine, 
 
 async def test_a_job_survives_the_death_of_the_embedded_pod(room: Engine, pod: EmbeddedPod, tmp_path: Path) -> None:
     # Long enough to be running when the pod dies, short enough to be finished by the next one.
-    job = await room.submit(graph=sleeping(50, "check"), needs={"nodes": NODES})
+    job = await room.submit(graph=sleeping(50), needs={"nodes": NODES})
     await room.reached(job, lambda view: view.job.status == "running")
     await pod.kill()
     again = await started(tmp_path / "pod")
