@@ -11,10 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
-import yaml
 from PIL import Image
 
-REPOSITORY = Path(__file__).parents[2]
+from tests.short_recipes import REPOSITORY, STEPS, short_catalogue
+
 IMAGES = 6
 SECONDS = 540
 
@@ -28,10 +28,7 @@ pytestmark = [
 def surroundings(tmp_path_factory):
     """A catalogue with a very short recipe, and one example character with a few images."""
     folder = tmp_path_factory.mktemp("demo")
-    shutil.copytree(REPOSITORY / "workflow_templates", folder / "templates")
-    params = {"steps": 40, "batch_size": 1, "rank": 4, "alpha": 4, "views": 1, "precision": "float32"}
-    recipes = {"sketch": {name: {"params": params} for name in ("fast", "standard")}}
-    (folder / "templates" / "recipes.yaml").write_text(yaml.safe_dump(recipes))
+    short_catalogue(folder / "templates")
     source = REPOSITORY / "examples" / "characters" / "captain-nell"
     example = folder / "examples" / "captain-nell"
     example.mkdir(parents=True)
@@ -123,7 +120,7 @@ def test_the_demo_shows_a_verdict_for_every_image(finished):
 
 
 def test_the_demo_shows_the_training_step_and_loss(finished):
-    assert re.search(r"training, step \d+/40, loss \d", finished.text)
+    assert re.search(rf"training, step \d+/{STEPS}, loss \d", finished.text)
 
 
 def test_the_demo_ends_with_the_urls_of_six_pictures_and_a_video(finished):
