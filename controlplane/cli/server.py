@@ -8,12 +8,13 @@ import logging
 import os
 import socket
 import sys
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 from rich.console import Console
 
 from controlplane.cli.children import Command, importable, kept
-from controlplane.errors import NotFound
+from controlplane.errors import Conflict, NotFound
 from controlplane.settings import REPOSITORY, Settings
 
 EMBEDDED_PODS = {"pictures": "image,video", "training": "train"}
@@ -35,11 +36,16 @@ async def run(options: argparse.Namespace, console: Console) -> int:
     if options.embedded_pod:
         check_weights(options)
     logging.getLogger().setLevel(settings.log_level.upper())
-    async with app.running(settings) as url:
+    async with AsyncExitStack() as stack:
+        try:
+            url = await stack.enter_async_context(app.running(settings))
+        except OSError as error:
+            where = f"{settings.host}:{settings.port}"
+            raise Conflict(f"Cannot listen on {where}: {error.strerror}. A free port: --port 0") from None
         console.print(f"Troupe listens on {url} (API: {url}/docs)", soft_wrap=True)
         pods = embedded_pods(options, settings.data, url, app.join_token(settings)) if options.embedded_pod else []
-        async with kept(pods):
-            await _parent_gone(options.parent_pid)
+        await stack.enter_async_context(kept(pods))
+        await _parent_gone(options.parent_pid)
     return 0
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import socket
 import subprocess
 import sys
 
@@ -32,6 +33,17 @@ def printed(draw):
 def test_no_server_is_said_in_words_with_exit_code_1(unused_tcp_port):
     ran = troupe("pods", "--url", f"http://127.0.0.1:{unused_tcp_port}")
     assert (ran.returncode, "troupe serve --embedded-pod" in ran.stderr) == (1, True)
+
+
+def test_a_port_that_is_taken_is_said_in_words(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        ran = troupe("serve", "--port", str(taken.getsockname()[1]), "--data", str(tmp_path))
+    assert (ran.returncode, "Cannot listen on 127.0.0.1" in ran.stderr) == (1, True), ran.stderr
+
+
+def test_migrate_makes_the_database(tmp_path):
+    ran = troupe("migrate", "--data", str(tmp_path / "new"))
+    assert (ran.returncode, (tmp_path / "new" / "troupe.sqlite3").is_file()) == (0, True), ran.stderr
 
 
 def test_an_unknown_command_has_exit_code_2():
