@@ -110,7 +110,7 @@ async def _until_ended(pod: Pod, options: argparse.Namespace, address: str, join
     await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
     for task in (*tasks, *ends):
         task.cancel()
-    await asyncio.gather(*tasks, *ends, return_exceptions=True)
+    await asyncio.wait([*tasks, *ends], timeout=SHUTDOWN_SECONDS)
 
 
 async def _flagged(flag: asyncio.Event) -> None:

@@ -187,8 +187,10 @@ class Registrar:
                 self._obey(answer)
 
     async def _pause(self, seconds: float) -> None:
+        # Not wait_for: before Python 3.12 it swallows a cancellation that arrives together with the wake-up.
         try:
-            await asyncio.wait_for(self._wake.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self._wake.wait()
         except TimeoutError:
             return
         self._wake.clear()

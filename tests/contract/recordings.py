@@ -94,9 +94,14 @@ def skeleton(events: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
 
 
 def without_tracebacks(value: Any) -> Any:
+    """An answer without tracebacks; of `dependent_outputs` only whether there are any.
+
+    ComfyUI judges outputs in the order of a set and lists each bad node under every output judged from then on, so
+    its list differs from process to process.
+    """
     if isinstance(value, dict):
         return {
-            key: sorted(part) if key == "dependent_outputs" else without_tracebacks(part)
+            key: bool(part) if key == "dependent_outputs" else without_tracebacks(part)
             for key, part in value.items()
             if key != "traceback"
         }
