@@ -224,13 +224,11 @@ async def _draw_sheet(client: Client, portrayals: Sequence[Portrayal], path: Pat
 def _show_urls(console: Console, portrayals: Sequence[Portrayal], sheet: Path) -> None:
     rows = []
     for portrayal in portrayals:
-        proof = (portrayal.training.get("result") or {}).get("lora_sha256") or portrayal.training["id"]
-        rows.append((portrayal.example.name, "LoRA", str(proof)))
-        for prompt, job in zip(PROMPTS, portrayal.images, strict=True):
-            rows.append((portrayal.character_id, prompt, job["assets"][0]["url"]))
-        rows.append((portrayal.character_id, f"video: {VIDEO_PROMPT}", portrayal.video["assets"][0]["url"]))
-    rows.append(("", "contact sheet", str(sheet)))
-    show.table(console, ("character", "what", "where"), rows, title="What came out")
+        name = portrayal.example.name
+        for label, job in zip((*PROMPTS, "video"), (*portrayal.images, portrayal.video), strict=True):
+            rows.append((f"{name}: {label}", str(job["assets"][0]["url"])))
+    rows.append(("contact sheet", str(sheet)))
+    show.addresses(console, rows, "What came out")
 
 
 def _log_tail(folder: Path) -> str:

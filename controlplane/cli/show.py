@@ -41,6 +41,14 @@ def table(console: Console, columns: Sequence[str], rows: Iterable[Sequence[Any]
     console.print(shown)
 
 
+def addresses(console: Console, rows: Sequence[tuple[str, str]], title: str) -> None:
+    """Print (what, where) pairs as two columns; an address is never broken, however narrow the terminal."""
+    console.print(title, style="bold")
+    widest = max(len(what) for what, _ in rows)
+    for what, where in rows:
+        console.print(f"{what:{widest}}  {where}", markup=False, soft_wrap=True)
+
+
 def verdicts(console: Console, dataset: Mapping[str, Any], name: str) -> None:
     """Print what intake said about every image, and its advice on the whole set."""
     rows = [

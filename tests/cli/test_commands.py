@@ -99,6 +99,11 @@ def test_verdicts_and_advice_are_shown():
     assert all(words in text for words in ("512 x 640", "[2].png", "is a copy of 1.png", "More angles would help."))
 
 
+def test_an_address_is_never_broken():
+    url = "http://127.0.0.1:8700/files/" + "x" * 200
+    assert url in printed(lambda console: show.addresses(console, [("a picture", url)], "What came out"))
+
+
 def test_a_progress_is_told_in_words():
     progress = {"phase": "training", "step": 3, "total_steps": 9, "loss": 0.1234567, "eta_seconds": 41.6}
     assert show.words_of(progress) == "training, step 3/9, loss 0.1235, 42 s left"
