@@ -6,7 +6,7 @@ import math
 import random
 from typing import TYPE_CHECKING
 
-from PIL import Image, ImageChops, ImageFilter
+from PIL import Image, ImageFilter
 
 from .canvas import Canvas, Point, darker, lighter, mix, ring
 from .marks import paint_marks
@@ -31,7 +31,9 @@ def draw_character(character: Character, scene: Scene, size: int = 128) -> Image
     blurred = (
         figure.getchannel("A").filter(ImageFilter.BoxBlur(pixels / 90)).point([value * 2 // 5 for value in range(256)])
     )
-    shadow.putalpha(ImageChops.offset(blurred, pixels // 50, pixels // 40))
+    cast = Image.new("L", figure.size, 0)
+    cast.paste(blurred, (pixels // 50, pixels // 40))
+    shadow.putalpha(cast)
     image = ground.image
     image.alpha_composite(shadow)
     image.alpha_composite(figure)

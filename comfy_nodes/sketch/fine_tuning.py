@@ -74,6 +74,7 @@ class LoraTraining:
 
     def __init__(self, modules: SketchModules, references: Sequence[Reference], recipe: Recipe, seed: int) -> None:
         import torch
+        from diffusers.models.attention_processor import AttnProcessor
 
         self.recipe = recipe
         self.precision = _precision(recipe.precision)
@@ -84,6 +85,8 @@ class LoraTraining:
         torch.manual_seed(seed)  # peft draws the first low-rank weights from torch's own generator
         self._shares = sampling.alphas_bar(modules.scheduler_config).float()
         self._velocity = modules.scheduler_config["prediction_type"] == "v_prediction"
+        # The fused attention's backward pass takes a third of a step on a CPU; written out it is a quarter faster.
+        modules.unet.set_attn_processor(AttnProcessor())
         self._trained = _insert_layers(modules, recipe)
         rates = {
             keys.UNET: recipe.learning_rate,

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 StepCallback = Callable[[int, int, "torch.Tensor"], None]
 
 LATENT_SCALE = 8  # pixels per latent cell on each side
-DEFAULT_STEPS, DEFAULT_CFG = 16, 4.0
+DEFAULT_STEPS, DEFAULT_CFG = 20, 4.0
 
 
 @dataclass(frozen=True)
