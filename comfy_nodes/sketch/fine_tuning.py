@@ -36,7 +36,7 @@ class Recipe:
     steps: int = 250
     batch_size: int = 8
     rank: int = 16
-    alpha: float = 16.0
+    alpha: int = 16
     learning_rate: float = 1e-3
     text_learning_rate: float = 0.0  # 0 = the text encoders stay as they are
     convolutions: bool = True
@@ -86,14 +86,18 @@ class LoraTraining:
         self._shares = sampling.alphas_bar(modules.scheduler_config).float()
         self._velocity = modules.scheduler_config["prediction_type"] == "v_prediction"
         # The fused attention's backward pass takes a third of a step on a CPU; written out it is a quarter faster.
-        modules.unet.set_attn_processor(AttnProcessor())
+        unet: Any = modules.unet  # diffusers' mixins hide their methods from type checkers
+        unet.set_attn_processor(AttnProcessor())
+        self._unet = unet
         self._trained = _insert_layers(modules, recipe)
         rates = {
             keys.UNET: recipe.learning_rate,
             keys.TEXT_1: recipe.text_learning_rate,
             keys.TEXT_2: recipe.text_learning_rate,
         }
-        groups = [{"params": _low_rank(getattr(modules, part)), "lr": rates[part]} for part in self._trained]
+        groups: list[dict[str, Any]] = [
+            {"params": _low_rank(getattr(modules, part)), "lr": rates[part]} for part in self._trained
+        ]
         self._parameters = [parameter for group in groups for parameter in group["params"]]
         self._optimizer = torch.optim.AdamW(groups, weight_decay=recipe.weight_decay, betas=(0.9, 0.99))
         self._rates = torch.optim.lr_scheduler.LambdaLR(self._optimizer, self._share_of_rate)
@@ -114,11 +118,11 @@ class LoraTraining:
         height, width = (side * sampling.LATENT_SCALE for side in latents.shape[2:])
         added = {"text_embeds": prompt.pooled, "time_ids": sampling.size_ids(height, width, len(latents))}
         with torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bfloat16"):
-            output = self._modules.unet(
+            output = self._unet(
                 noisy, times, encoder_hidden_states=prompt.hidden, added_cond_kwargs=added, return_dict=False
             )[0]
         loss = ((output.float() - wanted).square().mean(dim=(1, 2, 3)) * self._weights(times)).mean()
-        value = loss.item()
+        value = float(loss.item())
         if not math.isfinite(value):
             raise DivergedError(f"loss is {value}")
         self._optimizer.zero_grad(set_to_none=True)

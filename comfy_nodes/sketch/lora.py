@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from . import keys
 from .architecture import SKETCH
@@ -102,7 +102,9 @@ def apply(
     if clip_strength is not None:
         strengths |= {keys.TEXT_1: clip_strength, keys.TEXT_2: clip_strength}
     changed = {part for part, share in strengths.items() if share and any(layer.part == part for layer in deltas)}
-    patched = {part: _patched(getattr(modules, part), part, deltas, strengths[part]) for part in changed}
+    patched: dict[str, Any] = {
+        part: _patched(getattr(modules, part), part, deltas, strengths[part]) for part in changed
+    }
     return Applied(replace(modules, **patched) if patched else modules, len(deltas), len(layer_names(state)))
 
 
