@@ -118,7 +118,7 @@ def texture_image(rng: random.Random, size: int) -> Image.Image:
     if rng.random() < 0.3:
         grid = np.arange(size, dtype=np.float32)
         wave = grid[None, :] * rng.uniform(-1, 1) + grid[:, None] * rng.uniform(-1, 1)
-        total = 0.5 + 0.5 * np.sin(wave * rng.uniform(0.1, 0.9) + 4 * total)
+        total[:] = 0.5 + 0.5 * np.sin(wave * rng.uniform(0.1, 0.9) + 4 * total)
     a, b = np.array(any_colour(rng), np.float32), np.array(any_colour(rng), np.float32)
     return Image.fromarray((a + (b - a) * np.clip(total, 0, 1)[..., None]).astype(np.uint8), "RGB")
 

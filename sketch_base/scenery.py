@@ -147,10 +147,10 @@ def _desert(canvas: Canvas, rng: random.Random) -> None:
         ]
         canvas.polygon(dune, _shift(tone, rng), 0)
     for x in (rng.choice((12, 116)), rng.choice((20, 106))):
-        y = rng.uniform(64, 84)
-        canvas.line([(x, y), (x, y - 26)], (58, 128, 62), 5)
-        canvas.line([(x, y - 10), (x + 7, y - 10), (x + 7, y - 19)], (58, 128, 62), 3.4)
-        canvas.line([(x, y - 6), (x - 7, y - 6), (x - 7, y - 14)], (58, 128, 62), 3.4)
+        foot = rng.uniform(64, 84)
+        canvas.line([(x, foot), (x, foot - 26)], (58, 128, 62), 5)
+        canvas.line([(x, foot - 10), (x + 7, foot - 10), (x + 7, foot - 19)], (58, 128, 62), 3.4)
+        canvas.line([(x, foot - 6), (x - 7, foot - 6), (x - 7, foot - 14)], (58, 128, 62), 3.4)
 
 
 _SCENES: dict[str, Callable[[Canvas, random.Random], None]] = {

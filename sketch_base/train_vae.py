@@ -113,7 +113,8 @@ def initialise(vae: torch.nn.Module) -> None:
 
 def split_weights(vae: torch.nn.Module) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Weights for Muon (64 x 64 convolutions) and the rest for Adam."""
-    inner, outer = [], []
+    inner: list[torch.Tensor] = []
+    outer: list[torch.Tensor] = []
     for weight in vae.parameters():
         (inner if weight.ndim == 4 and min(weight.shape[:2]) >= 64 else outer).append(weight)
     return inner, outer

@@ -51,7 +51,8 @@ def named_sizes(path: Path | str) -> SketchArchitecture:
     if text is None:
         return SKETCH
     given: dict[str, Any] = json.loads(text)
-    values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    values: dict[str, Any] = {}
+    values |= {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
     try:
         values |= {name: TextEncoderSizes(**given[name]) for name in ("text_1", "text_2")}
         return SketchArchitecture(**values)
