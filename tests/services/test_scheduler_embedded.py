@@ -107,7 +107,7 @@ async def test_jobs_end_on_the_embedded_pod_as_they_do_on_comfyui(room: Engine, 
 
 async def test_a_job_survives_the_death_of_the_embedded_pod(room: Engine, pod: EmbeddedPod, tmp_path: Path) -> None:
     # Long enough to be running when the pod dies, short enough to be finished by the next one.
-    job = await room.submit(graph=sleeping(50), needs={"nodes": NODES})
+    job = await room.submit(graph=sleeping(50), needs={"nodes": NODES}, deadline_seconds=3600.0)
     await room.reached(job, lambda view: view.job.status == "running")
     await pod.kill()
     again = await started(tmp_path / "pod")
@@ -116,4 +116,6 @@ async def test_a_job_survives_the_death_of_the_embedded_pod(room: Engine, pod: E
         view = await room.final(job)
     finally:
         await again.kill()
-    assert (view.attempts[0].status, view.attempts[-1].status) == ("lost", "succeeded")
+    ends = [(attempt.status, (attempt.error or {}).get("code")) for attempt in view.attempts]
+    # In between, one attempt may have met a closed port; after that the pod is suspect and gets none.
+    assert (ends[0], ends[-1]) == (("lost", "attempt_lost"), ("succeeded", None)), view.attempts
