@@ -34,8 +34,8 @@ def table(console: Console, columns: Sequence[str], rows: Iterable[Sequence[Any]
     """Print a table; a cell that names a state gets the state's colour."""
     shown = Table(title=title or None, title_justify="left", header_style="bold", box=None, pad_edge=False)
     for number, column in enumerate(columns):
-        # The first column is what people copy: it is never broken.
-        shown.add_column(column, overflow="fold", no_wrap=number == 0)
+        # Only the last column, the longest, is broken where a terminal is narrow.
+        shown.add_column(column, overflow="fold", no_wrap=number < len(columns) - 1)
     for row in rows:
         shown.add_row(*(_cell(value) for value in row))
     console.print(shown)

@@ -204,8 +204,9 @@ def _fault_of_number(spec: Input, value: Any) -> str | None:
         return f"must be at least {spec.min:.15g}"
     if spec.max is not None and value > spec.max:
         return f"must be at most {spec.max:.17g}"
-    if spec.type == "integer" and spec.step and (value - int(spec.min or 0)) % spec.step:
-        return f"must be {spec.min or 0:.15g} plus a multiple of {spec.step}"
+    first = int(spec.min or 0)
+    if spec.type == "integer" and spec.step and (value - first) % spec.step:
+        return f"must be {f'{first} plus ' if first % spec.step else ''}a multiple of {spec.step}"
     return None
 
 

@@ -82,6 +82,11 @@ def test_every_unacceptable_value_is_named(image):
     assert pointers_of(image, values) == ["/poem", "/prompt", "/width"]
 
 
+def test_a_size_between_two_steps_is_refused_in_words(image):
+    with pytest.raises(Unprocessable, match="width must be a multiple of 8"):
+        bind(image, GIVEN | {"width": 130})
+
+
 def test_a_missing_value_is_named(image):
     assert pointers_of(image, {"prompt": "smiling", "seed": 1}) == ["/character_id"]
 
