@@ -18,7 +18,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path(".work/base"), help="working files, a few GB")
     parser.add_argument("--vae-steps", type=int, default=4000)
     parser.add_argument("--steps", type=int, default=train_base.Recipe.steps)
-    parser.add_argument("--parts", type=int, default=12, help="thousands of portraits")
+    parser.add_argument("--parts", type=int, default=16, help="thousands of portraits")
     args = parser.parse_args()
     folder: Path = args.folder
     tokenizer.write(TOKENIZER_FOLDER)
@@ -27,6 +27,8 @@ def main() -> None:
         train_vae.train(folder / "vae", args.vae_steps, batch=16, pool_size=12000)
     figures = train_vae.round_trip(latents.load_vae(vae_file))
     gate.write_text(json.dumps(figures, indent=2) + "\n")
+    assemble.RESULTS.mkdir(parents=True, exist_ok=True)
+    train_vae.round_trip_sheet(latents.load_vae(vae_file), assemble.RESULTS / "vae_round_trip.png")
     print(f"autoencoder round trip: {figures}")
     if figures["psnr_db"] < VAE_GATE_DB:
         raise SystemExit(f"the autoencoder is below {VAE_GATE_DB} dB: no U-Net is trained on it")
@@ -35,7 +37,7 @@ def main() -> None:
     published = folder / "sketch_base.safetensors"
     recipe = train_base.Recipe(steps=args.steps)
     train_base.train(folder, recipe, published, save_every=500, grid_every=1000)
-    print(assemble.assemble(published, folder / "log.csv", gate, args.steps))
+    print(assemble.assemble(published, folder, args.steps))
 
 
 if __name__ == "__main__":

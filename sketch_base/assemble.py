@@ -82,8 +82,8 @@ def loss_curve(curve: list[tuple[int, float]], path: Path) -> None:
     image.save(path, optimize=True)
 
 
-def assemble(source: Path, log: Path, gate: Path, steps: int) -> str:
-    """Write the final file from a published one and the artefacts beside it; the file's sha256."""
+def assemble(source: Path, folder: Path, steps: int) -> str:
+    """Write the final file from a published one, and the artefacts beside it; the file's sha256."""
     modules = checkpoint.load(source)
     WEIGHTS.parent.mkdir(parents=True, exist_ok=True)
     RESULTS.mkdir(parents=True, exist_ok=True)
@@ -101,10 +101,10 @@ def assemble(source: Path, log: Path, gate: Path, steps: int) -> str:
     )
     if size > checkpoint.MAX_BYTES:
         raise ValueError(f"{WEIGHTS} has {size} bytes, more than {checkpoint.MAX_BYTES}")
-    curve = read_curve(log)
+    curve = read_curve(folder / "log.csv")
     loss_curve(curve, RESULTS / "loss_curve.png")
     (RESULTS / "loss_curve.csv").write_text("step,loss\n" + "".join(f"{s},{v:.5f}\n" for s, v in curve))
-    (RESULTS / "vae_round_trip.json").write_text(gate.read_text())
+    (RESULTS / "vae_round_trip.json").write_text((folder / "vae" / "vae_round_trip.json").read_text())
     contact_sheet(checkpoint.load(WEIGHTS), RESULTS / "contact_sheet.png")
     return hashlib.sha256(WEIGHTS.read_bytes()).hexdigest()
 
@@ -116,7 +116,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, required=True)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    print(assemble(args.source, args.folder / "log.csv", args.folder / "vae" / "vae_round_trip.json", args.steps))
+    print(assemble(args.source, args.folder, args.steps))
 
 
 if __name__ == "__main__":

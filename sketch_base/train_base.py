@@ -44,7 +44,7 @@ GRID_PROMPTS = (
 class Recipe:
     """Numbers of one run; `steps` may be moved while it runs (control.json), the schedule follows."""
 
-    steps: int = 8000
+    steps: int = 4300
     batch: int = 32
     adam_rate: float = 1e-3
     muon_rate: float = 2e-3

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.nn import functional
 
 from comfy_nodes.sketch.architecture import SKETCH
@@ -206,6 +207,15 @@ def round_trip(vae: Any, count: int = 500) -> dict[str, float]:
         "psnr_db_unseen_hand": float(np.mean(figures[True])),
         "psnr_db_worst": float(np.min(both)),
     }
+
+
+@torch.no_grad()
+def round_trip_sheet(vae: Any, path: Path, count: int = 12) -> None:
+    """A picture of the gate's first drawings: above as drawn, below after encode and decode."""
+    drawn = np.stack([unseen_image(GATE_SEED + i)[0] for i in range(count)])
+    pixels = torch.from_numpy(drawn).permute(0, 3, 1, 2).float() / 127.5 - 1
+    out = ((vae.decoder(vae.encoder(pixels)).clamp(-1, 1) + 1) * 127.5).permute(0, 2, 3, 1).byte().numpy()
+    Image.fromarray(np.vstack([np.hstack(list(drawn)), np.hstack(list(out))])).save(path, optimize=True)
 
 
 def main() -> None:
