@@ -94,7 +94,9 @@ def find_examples(folder: Path, count: int) -> list[Example]:
 
 def _example(folder: Path) -> Example:
     told = json.loads((folder / "character.json").read_text("utf-8"))
-    return Example(folder, str(told["name"]), {key: told[key] for key in (*CREATE_FIELDS, "subject") if key in told})
+    # The server makes the trigger word: a demo that is run again in the same folder finds the example's own one taken.
+    wanted = {*CREATE_FIELDS, "subject"} - {"trigger_word"}
+    return Example(folder, str(told["name"]), {key: told[key] for key in sorted(wanted & told.keys())})
 
 
 def _server(options: argparse.Namespace, url: str, folder: Path) -> Command:

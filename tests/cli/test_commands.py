@@ -16,6 +16,7 @@ from controlplane.cli.commands import read_folder
 from controlplane.cli.demo import find_examples
 from controlplane.cli.server import check_weights
 from controlplane.errors import BadRequest, NotFound
+from controlplane.settings import REPOSITORY
 
 
 def troupe(*arguments, **environment):
@@ -85,6 +86,11 @@ def test_the_tiny_engine_needs_no_weights(tmp_path):
 def test_too_few_examples_are_said(tmp_path):
     with pytest.raises(BadRequest, match="0 example characters"):
         find_examples(tmp_path, 1)
+
+
+def test_the_demo_leaves_the_trigger_word_to_the_server_so_that_it_can_run_twice():
+    [example] = find_examples(REPOSITORY / "examples" / "characters", 1)
+    assert "trigger_word" not in example.fields
 
 
 def test_verdicts_and_advice_are_shown():
