@@ -15,7 +15,6 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 ARROWS: dict[str, set[str]] = {
     "errors": set(),
     "settings": set(),
-    "ids": set(),
     "domain": {"errors"},
     "workflows": {"errors", "domain"},
     "ports": {"domain", "workflows"},
