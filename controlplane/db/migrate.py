@@ -29,11 +29,16 @@ def migrate(url: str) -> None:
         database.engine.dispose()
 
 
-def upgrade(c: Connection) -> None:
-    """Run the missing steps on an open transaction."""
+def upgrade(c: Connection, revision: str = "head") -> None:
+    """Run the missing steps, up to ``revision``, on an open transaction."""
     if c.dialect.name == "postgresql":
         c.execute(select(func.pg_advisory_xact_lock(_LOCK)))
+    command.upgrade(config_of(c), revision)
+
+
+def config_of(c: Connection) -> Config:
+    """Alembic's settings for an open transaction."""
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     config.attributes["connection"] = c
-    command.upgrade(config, "head")
+    return config

@@ -16,6 +16,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    text,
 )
 
 metadata = MetaData(
@@ -202,8 +203,36 @@ pods = Table(
     Column("vram_free_bytes", BigInteger),
     Column("disk_free_bytes", BigInteger),
     Column("draining", Boolean, nullable=False, default=False),
+    Column("provider", String(32), nullable=False, server_default="", comment="who rents it out, as runpod"),
+    Column("provider_id", String(80), nullable=False, server_default="", comment="its id there"),
+    Column("price_per_hour", Float, comment="US dollars"),
+    Column("boot", JSON, comment="{phase, detail, percent} while it is joining"),
+    Column("restarts", Integer, nullable=False, server_default=text("0"), comment="of ComfyUI, by the agent"),
+    Column("restart_reason", Text, nullable=False, server_default=""),
+    Column("trainer_obstacles", JSON, nullable=False, server_default="{}", comment="{trainer: why it cannot train}"),
     Column("created_at", Float, nullable=False),
     Column("last_heartbeat_at", Float, nullable=False),
+)
+
+rentals = Table(
+    "rentals",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("project_id", String(64), nullable=False),
+    Column("provider", String(32), nullable=False),
+    Column("provider_id", String(80), comment="null until the provider has answered"),
+    Column("name", Text, nullable=False),
+    Column("gpu", Text, nullable=False),
+    Column("price_per_hour", Float, comment="US dollars"),
+    Column("state", String(16), nullable=False, comment="requested|booting|joined|ending|ended|failed"),
+    Column("reason", Text, nullable=False, server_default=""),
+    Column("request", JSON, nullable=False, comment="what was asked of the provider"),
+    Column("pod_id", String(40), comment="the pod that joined from it"),
+    Column("created_at", Float, nullable=False),
+    Column("updated_at", Float, nullable=False),
+    Column("ended_at", Float),
+    UniqueConstraint("provider", "provider_id"),
+    Index("ix_rentals_list", "project_id", "created_at"),
 )
 
 assets = Table(
@@ -215,7 +244,7 @@ assets = Table(
     Column("version", Integer),
     Column("job_id", String(40)),
     Column("attempt_id", String(40)),
-    Column("kind", String(12), nullable=False, comment="image|video|lora|dataset|sample|checkpoint"),
+    Column("kind", String(12), nullable=False, comment="image|video|lora|dataset|sample|checkpoint|state"),
     Column("status", String(8), nullable=False, comment="pending (a ticket was given) | stored"),
     Column("position", Integer, nullable=False, default=0),
     Column("name", Text, nullable=False, default=""),

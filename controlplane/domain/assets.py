@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-AssetKind = Literal["image", "video", "lora", "dataset", "sample", "checkpoint"]
+AssetKind = Literal["image", "video", "lora", "dataset", "sample", "checkpoint", "state"]
 AssetStatus = Literal["pending", "stored"]
 
 LORA_MEDIA_TYPE = "application/safetensors"
+STATE_MEDIA_TYPE = "application/x-tar"
 THUMBNAIL_MEDIA_TYPE = "image/webp"
 THUMBNAIL_SIDE = 256
 
@@ -21,6 +22,7 @@ EXTENSIONS: Mapping[str, str] = {
     "video/mp4": "mp4",
     "video/webm": "webm",
     LORA_MEDIA_TYPE: "safetensors",
+    STATE_MEDIA_TYPE: "tar",
     "application/octet-stream": "safetensors",
 }
 """Every media type that a pod may hand over, and the ending of its key."""
@@ -87,13 +89,13 @@ def output_key(
 def training_key(
     project_id: str,
     character_id: str,
-    kind: Literal["lora", "sample", "checkpoint"],
+    kind: Literal["lora", "sample", "checkpoint", "state"],
     job_id: str,
     attempt_number: int,
     position: int,
     extension: str,
 ) -> str:
-    """Where the files of a training live: ``{project}/{character}/loras|samples|checkpoints/{job}-{n}.{ext}``."""
+    """Where the files of a training live: ``{project}/{character}/loras|samples|checkpoints|states/{job}-{n}.{ext}``."""
     attempt = f"-a{attempt_number}" if attempt_number > 1 else ""
     return f"{project_id}/{character_id}/{kind}s/{job_id}{attempt}-{position + 1}.{extension}"
 

@@ -42,6 +42,13 @@ class Pod:
     vram_free_bytes: int | None = None
     disk_free_bytes: int | None = None
     draining: bool = False
+    provider: str = ""
+    provider_id: str = ""
+    price_per_hour: float | None = None
+    boot: Mapping[str, Any] | None = None
+    restarts: int = 0
+    restart_reason: str = ""
+    trainer_obstacles: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

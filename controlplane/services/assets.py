@@ -15,6 +15,7 @@ from controlplane.db import jobs as job_rows
 from controlplane.db.database import Database
 from controlplane.domain.assets import (
     EXTENSIONS,
+    STATE_MEDIA_TYPE,
     THUMBNAIL_MEDIA_TYPE,
     Asset,
     AssetKind,
@@ -34,7 +35,7 @@ from controlplane.services.pictures import UnreadablePicture
 from controlplane.services.thumbnails import look_at
 from controlplane.settings import Settings
 
-TRAINING_KINDS = ("lora", "sample", "checkpoint")
+TRAINING_KINDS = ("lora", "sample", "checkpoint", "state")
 ABANDONED_AFTER_SECONDS = 3600.0
 SWEEP_AT_ONCE = 200
 
@@ -51,9 +52,9 @@ class Assets:
     async def ticket(self, pod: Pod, body: Mapping[str, Any]) -> dict[str, Any]:
         """``{asset_id, url, upload: {method, url, headers}}`` for one file of a job's current attempt.
 
-        ``body`` holds prompt_id, name, media_type, bytes, sha256, kind (output|sample|checkpoint|lora), index, and
-        width, height, duration, fps, frames where known. The same file again gets the same ticket. StaleAttempt where
-        the attempt is not this pod's and current.
+        ``body`` holds prompt_id, name, media_type, bytes, sha256, kind (output|sample|checkpoint|state|lora), index,
+        and width, height, duration, fps, frames where known. The same file again gets the same ticket. StaleAttempt
+        where the attempt is not this pod's and current.
         """
         if body["bytes"] > self._settings.max_upload_bytes:
             limit = self._settings.max_upload_bytes
@@ -230,7 +231,9 @@ def _kind_of(kind: str, media_type: str) -> AssetKind:
             return "image" if family == "image" else "video"
         if kind == "sample" and family == "image":
             return "sample"
-        if kind in ("lora", "checkpoint") and family == "application":
+        if kind == "state" and media_type == STATE_MEDIA_TYPE:
+            return "state"
+        if kind in ("lora", "checkpoint") and family == "application" and media_type != STATE_MEDIA_TYPE:
             return "lora" if kind == "lora" else "checkpoint"
     detail = f"{media_type} is not stored here as {kind}"
     raise Unprocessable(detail, errors=[{"pointer": "/media_type", "detail": detail}])
@@ -238,7 +241,7 @@ def _kind_of(kind: str, media_type: str) -> AssetKind:
 
 def _pending(body: Mapping[str, Any], job: Job, attempt: Attempt, kind: AssetKind, position: int, now: float) -> Asset:
     extension = EXTENSIONS[body["media_type"]]
-    if kind in ("lora", "sample", "checkpoint") and job.character_id is not None:
+    if kind in ("lora", "sample", "checkpoint", "state") and job.character_id is not None:
         key = training_key(job.project_id, job.character_id, kind, job.id, attempt.number, position, extension)
     else:
         day = job.created_at

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from controlplane.api.schemas.base import FreeJson, PageQuery, Reply, Request, Timestamp
 
-AssetKind = Literal["image", "video", "lora", "dataset", "sample", "checkpoint"]
+AssetKind = Literal["image", "video", "lora", "dataset", "sample", "checkpoint", "state"]
 Rating = Literal["general", "mature"]
 
 

@@ -13,6 +13,14 @@ Kind = Literal["embedded", "comfyui"]
 Phase = Literal["downloading", "preparing", "training", "sampling", "verifying", "uploading"]
 
 
+class Boot(Request):
+    """How far a pod is that has not joined yet."""
+
+    phase: Literal["models", "starting", "probing"]
+    detail: str = Field("", max_length=500)
+    percent: float | None = Field(None, ge=0, le=100, allow_inf_nan=False)
+
+
 class RegisterPod(Request):
     """What a pod says of itself on boot."""
 
@@ -30,12 +38,25 @@ class RegisterPod(Request):
     models: dict[str, list[str]] = Field(default_factory=dict)
     trainers: list[str] = Field(default_factory=list, max_length=100)
     labels: list[str] = Field(default_factory=list, max_length=100)
+    trainer_obstacles: dict[str, str] = Field(
+        default_factory=dict, max_length=100, description="Why a trainer cannot train on this pod, by its name."
+    )
+    state: Literal["joining", "ready"] = Field("ready", description="A joining pod is seen, but gets no work.")
+    boot: Boot | None = None
+    provider: str = Field("", max_length=32, description="Who rents the pod out.")
+    provider_id: str = Field("", max_length=80, description="The pod's id there.")
+    price_per_hour: float | None = Field(None, ge=0, le=10**6, allow_inf_nan=False, description="US dollars.")
 
 
 class Heartbeat(Request):
     """What a pod says every half minute."""
 
-    state: Literal["ready", "draining"] = "ready"
+    state: Literal["joining", "ready", "draining"] = "ready"
+    boot: Boot | None = None
+    restarts: int | None = Field(
+        None, ge=0, le=10**6, description="How often ComfyUI was restarted since the agent began; null says nothing."
+    )
+    restart_reason: str = Field("", max_length=500)
     queue_running: int = Field(0, ge=0, le=10**6)
     queue_pending: int = Field(0, ge=0, le=10**6)
     loras: list[str] = Field(default_factory=list, max_length=20_000)
@@ -67,11 +88,18 @@ class Pod(Reply):
     node_classes: list[str]
     models: dict[str, list[str]]
     trainers: list[str]
+    trainer_obstacles: dict[str, str]
     labels: list[str]
     loras: list[str]
     queue_length: int
     vram_free_bytes: int | None = None
     disk_free_bytes: int | None = None
+    boot: Boot | None = None
+    restarts: int
+    restart_reason: str
+    provider: str
+    provider_id: str
+    price_per_hour: float | None = None
     created_at: Timestamp
     last_heartbeat_at: Timestamp
 
@@ -136,6 +164,16 @@ class PodDatasetImage(Reply):
     caption: str
 
 
+class PodResume(Reply):
+    """The newest state that an earlier attempt of the same training stored."""
+
+    step: int
+    epoch: int
+    url: str
+    sha256: str
+    bytes: int
+
+
 class PodDataset(Reply):
     """Everything that training a version needs."""
 
@@ -152,6 +190,7 @@ class PodDataset(Reply):
     seed: int
     sample_prompts: list[str]
     images: list[PodDatasetImage]
+    resume: PodResume | None = None
 
 
 class UploadRequest(Request):
@@ -162,7 +201,7 @@ class UploadRequest(Request):
     media_type: str = Field(min_length=3, max_length=80, pattern=r"^[a-z]+/[a-z0-9.+\-]+$")
     bytes: int = Field(ge=1, le=2**40)
     sha256: str = Sha256
-    kind: Literal["output", "sample", "checkpoint", "lora"] = "output"
+    kind: Literal["output", "sample", "checkpoint", "state", "lora"] = "output"
     index: int = Field(0, ge=0, le=10**6)
     width: int | None = Field(None, ge=1, le=10**6)
     height: int | None = Field(None, ge=1, le=10**6)
@@ -198,6 +237,7 @@ class AttemptProgress(Request):
     eta_seconds: float | None = Field(None, ge=0, le=10**9, allow_inf_nan=False)
     sample_asset_id: str | None = Field(None, max_length=40)
     checkpoint_asset_id: str | None = Field(None, max_length=40)
+    note: str | None = Field(None, max_length=500, description="A warning that people should see, once per text.")
 
 
 class AttemptReply(Reply):
