@@ -95,7 +95,7 @@ def training_key(
     position: int,
     extension: str,
 ) -> str:
-    """Where the files of a training live: ``{project}/{character}/loras|samples|checkpoints|states/{job}-{n}.{ext}``."""
+    """Where a training's files live: ``{project}/{character}/loras|samples|checkpoints|states/{job}-{n}.{ext}``."""
     attempt = f"-a{attempt_number}" if attempt_number > 1 else ""
     return f"{project_id}/{character_id}/{kind}s/{job_id}{attempt}-{position + 1}.{extension}"
 
