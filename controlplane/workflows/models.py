@@ -31,7 +31,8 @@ class BaseModel(pydantic.BaseModel):
     """One base model of models.yaml.
 
     ``templates`` names the default template of each purpose (image, video, video_from_image, train); ``width`` and
-    ``height`` are pixels; ``prompt_style`` is how its prompts read (``tags`` or ``sentences``).
+    ``height`` are pixels; a reference image with a side under ``min_image_side`` pixels is not trained on;
+    ``prompt_style`` is how its prompts read (``tags`` or ``sentences``).
     """
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
@@ -44,6 +45,7 @@ class BaseModel(pydantic.BaseModel):
     templates: Mapping[str, str]
     width: int = pydantic.Field(ge=8)
     height: int = pydantic.Field(ge=8)
+    min_image_side: int = pydantic.Field(ge=1)
     sampler: Sampler
     negative_prompt: str = ""
     lora_strength: float = 1.0

@@ -40,11 +40,12 @@ class Input(_Frozen):
     """One value that a request may set.
 
     ``type``: ``image`` is the name of an uploaded file. An input without a default is required. ``step`` counts from
-    ``min`` (integers only). ``internal`` inputs are set by the control plane and never by a request.
+    ``min`` (integers only). ``internal`` inputs are set by the control plane and never by a request. ``targets: []``
+    takes a value that is checked and kept with the job but reaches no node.
     """
 
     type: Literal["string", "integer", "number", "boolean", "image"]
-    targets: tuple[Target, ...] = pydantic.Field(min_length=1)
+    targets: tuple[Target, ...]
     default: Scalar | None = None
     min: float | None = None
     max: float | None = None
