@@ -14,8 +14,9 @@ from pathlib import Path
 
 from aiohttp import web
 
+from ..registration import PodIdentity, Registrar, kept_instance_id, write_secret
 from .pod import Pod, ProbeFailedError, build_pod
-from .registrar import PodIdentity, Registrar, kept_instance_id, write_secret
+from .registrar import registrar_of
 from .server import build_app
 
 log = logging.getLogger("pod")
@@ -86,7 +87,7 @@ async def _until_ended(pod: Pod, options: argparse.Namespace, address: str, join
     if options.control_plane:
         labels = tuple(part.strip() for part in options.labels.split(",") if part.strip())
         identity = PodIdentity(address, options.name, labels, kept_instance_id(pod.folders.data))
-        registrar = Registrar(pod, identity, options.control_plane, join_token)
+        registrar = registrar_of(pod, identity, options.control_plane, join_token)
         tasks.append(asyncio.create_task(registrar.run()))
 
     def drain() -> None:

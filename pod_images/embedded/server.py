@@ -5,10 +5,11 @@ from __future__ import annotations
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from .authentication import bearer_check
+from ..bearer import bearer_check
 from .keys import POD
 from .pod import Pod
 from .routes import files, info, prompts
+from .same_site import same_site
 
 MAX_REQUEST_BYTES = 104857600
 
@@ -45,7 +46,7 @@ async def _close_sockets(app: web.Application) -> None:
 
 def build_app(pod: Pod) -> web.Application:
     """The application that serves a pod; the pod itself is started and stopped by the caller."""
-    app = web.Application(middlewares=[bearer_check(pod.token)], client_max_size=MAX_REQUEST_BYTES)
+    app = web.Application(middlewares=[bearer_check(pod.token), same_site], client_max_size=MAX_REQUEST_BYTES)
     app[POD] = pod
     for prefix in ("", "/api"):
         for method, path, handler in (*ROUTES, ("GET", "/ws", websocket)):

@@ -9,7 +9,7 @@ from typing import Any
 
 from aiohttp import web
 
-from ..authentication import problem
+from ...bearer import problem
 from ..graph import Prompt
 from ..keys import POD
 from ..prompt_queue import QueuedPrompt
