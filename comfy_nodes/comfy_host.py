@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -111,6 +112,9 @@ class ComfyHost:
         return Path(_module("folder_paths").get_output_directory())
 
     def loras_cache_dir(self) -> Path:
+        given = os.environ.get("TROUPE_LORA_CACHE_DIR", "").strip()
+        if given:
+            return Path(given)
         # Beside models/loras, not in it: a cached LoRA belongs to one project and is nobody's to pick by name.
         return Path(_module("folder_paths").models_dir) / "troupe_loras"
 

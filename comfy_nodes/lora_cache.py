@@ -83,7 +83,7 @@ class LoraCache:
 
     def digests(self) -> list[str]:
         """The digests of all files on disk, as a heartbeat tells them."""
-        return sorted(found[1] for path in self._folder.iterdir() if (found := _NAME.fullmatch(path.name)))
+        return digests_in(self._folder)
 
     def _path(self, sha256: str) -> Path:
         return self._folder / f"{sha256}.safetensors"
@@ -202,6 +202,11 @@ def cache_in(folder: Path) -> LoraCache:
         if key not in _caches:
             _caches[key] = LoraCache(key, int(os.environ.get("TROUPE_LORA_CACHE_BYTES") or DEFAULT_LIMIT_BYTES))
         return _caches[key]
+
+
+def digests_in(folder: Path) -> list[str]:
+    """The digests of the LoRA files in a cache's folder."""
+    return sorted(found[1] for path in folder.iterdir() if (found := _NAME.fullmatch(path.name)))
 
 
 def _continue_download(part: Path, size: int, source: Source, pause: Pause) -> None:

@@ -6,6 +6,8 @@ import math
 import traceback
 from typing import Any
 
+from comfy_nodes import state
+
 from . import wire
 from .cache import CachedNode, NodeCache
 from .calling import call_over_lists, merge_returns
@@ -127,6 +129,7 @@ class _Run:
         return wire.stamped("execution_interrupted", **self._where(node_id))
 
     def _failed(self, node_id: str, exc: BaseException, inputs: NodeInputs) -> wire.Event:
+        state.note_error(f"{_type_name(exc)}: {exc}")
         return wire.stamped(
             "execution_error",
             **self._where(node_id),

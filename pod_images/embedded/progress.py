@@ -7,6 +7,8 @@ from typing import Any
 
 from PIL import Image
 
+from comfy_nodes import state
+
 from . import wire
 from .prompt_queue import QueuedPrompt
 from .sockets import Hub
@@ -31,9 +33,11 @@ class RunProgress:
         self._hub = hub
         self._nodes: dict[str, _NodeProgress] = {}
         self._current = ""
+        state.running(item.prompt_id)
 
     def start(self, node_id: str) -> None:
         self._current = node_id
+        state.at_node(node_id, self.item.prompt[node_id]["class_type"])
         self._nodes[node_id] = _NodeProgress(0.0, 1.0, "running")
         self._tell_state()
         self._hub.note_running(self.item.client_id, node_id)
@@ -47,6 +51,7 @@ class RunProgress:
 
     def end(self) -> None:
         """The prompt has left the worker."""
+        state.running(None)
         self._hub.note_running(None, None)
         self._tell("executing", node=None)
 
@@ -58,6 +63,7 @@ class RunProgress:
         self.check()
         node = self._nodes[self._current]
         node.value, node.maximum = value, total
+        state.stepped(value)
         self._tell_state()
         jpeg = wire.jpeg_preview(preview) if preview is not None and self.watched() else None
         with_metadata = self._hub.wants_metadata(self.item.client_id)

@@ -5,18 +5,15 @@ from __future__ import annotations
 import json
 import os
 import select
-import shlex
-import shutil
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import aiohttp
 import pytest
+
+from tests.comfyui.server import NO_COMFYUI, checkout, start_comfyui
 
 from .client import Client, PodUnderTest
 
@@ -37,10 +34,10 @@ def pod(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         yield from _embedded(folder)
     elif os.environ.get("COMFYUI_URL"):
         yield PodUnderTest("comfyui", os.environ["COMFYUI_URL"].rstrip("/"), has_lab=False)
-    elif os.environ.get("COMFYUI_DIR"):
-        yield from _comfyui(Path(os.environ["COMFYUI_DIR"]), folder)
+    elif checkout() is not None:
+        yield from _comfyui(folder)
     else:
-        pytest.skip("no real ComfyUI: set COMFYUI_DIR (with COMFYUI_PYTHON) or COMFYUI_URL")
+        pytest.skip(f"{NO_COMFYUI}, or COMFYUI_URL for one that runs")
 
 
 @pytest.fixture
@@ -76,35 +73,9 @@ def _ready_address(process: subprocess.Popen[bytes]) -> str:
     return address
 
 
-def _comfyui(checkout: Path, base: Path) -> Iterator[PodUnderTest]:
-    shutil.copytree(LAB, base / "custom_nodes" / "lab_nodes", ignore=shutil.ignore_patterns("__pycache__"))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    options = ["--cpu", "--port", str(port), "--base-directory", str(base), "--disable-auto-launch"]
-    options += ["--disable-api-nodes", "--database-url", f"sqlite:///{base}/comfyui.db", "--preview-method", "none"]
-    options += shlex.split(os.environ.get("COMFYUI_ARGS", ""))
-    interpreter = os.environ.get("COMFYUI_PYTHON", sys.executable)
-    log = (base / "log.txt").open("wb")
-    process = subprocess.Popen([interpreter, str(checkout / "main.py"), *options], cwd=checkout, stdout=log, stderr=log)
-    address = f"http://127.0.0.1:{port}"
-    try:
-        _wait_for(address + "/system_stats", process, base / "log.txt")
-        yield PodUnderTest("comfyui", address)
-    finally:
-        _end(process)
-        log.close()
-
-
-def _wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            with urllib.request.urlopen(url, timeout=5):
-                return
-        except OSError:
-            time.sleep(0.5)
-    pytest.fail(f"ComfyUI did not start:\n{log.read_text(errors='replace')[-3000:]}")
+def _comfyui(folder: Path) -> Iterator[PodUnderTest]:
+    with start_comfyui(folder, packs={"lab_nodes": LAB}) as comfyui:
+        yield PodUnderTest("comfyui", comfyui.address)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any
 
 from aiohttp import web
 
@@ -72,13 +71,11 @@ async def features(request: web.Request) -> web.Response:
 
 async def state(request: web.Request) -> web.Response:
     """Whether the prompt worker lives and what it does: what an agent asks a pod."""
+    from comfy_nodes.lora_cache import digests_in
+    from comfy_nodes.state import Machine, snapshot
+    from comfy_nodes.training.trainers import TRAINERS
+
     pod = request.app[POD]
-    running, pending = pod.queue.snapshot()
-    body: dict[str, Any] = {
-        "worker_alive": pod.worker.alive(),
-        "running": running[0].prompt_id if running else None,
-        "pending": len(pending),
-        "draining": pod.draining.is_set(),
-        "engine": pod.engine,
-    }
-    return web.json_response(body)
+    obstacles = {name: trainer.obstacle() for name, trainer in TRAINERS.items()}
+    loras = digests_in(pod.folders.lora_cache())
+    return web.json_response(snapshot(pod.worker.alive(), obstacles, loras, Machine()))
