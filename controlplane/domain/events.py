@@ -18,7 +18,9 @@ CHARACTER_CREATED = "character.created"
 CHARACTER_READY = "character.ready"
 CHARACTER_FAILED = "character.failed"
 VERSION_READY = "version.ready"
+POD_JOINING = "pod.joining"
 POD_READY = "pod.ready"
+POD_RESTARTED = "pod.restarted"
 POD_LOST = "pod.lost"
 
 JOB_FINAL = frozenset({JOB_SUCCEEDED, JOB_FAILED, JOB_CANCELLED})

@@ -104,7 +104,9 @@ CAPACITY = 1
 
 
 def lacks(needs: Needs, pod: Pod) -> str:
-    """What the pod misses for ever (node class, model, trainer, label), in words; empty when it misses nothing."""
+    """What the pod misses for ever (trainer, label, node class, model), in words; empty when it misses nothing."""
+    if needs.trainer and needs.trainer not in pod.trainers and needs.trainer in pod.trainer_obstacles:
+        return f"cannot train with {needs.trainer}: {pod.trainer_obstacles[needs.trainer]}"
     missing_labels = needs.labels - frozenset(pod.labels) if pod.labels else frozenset()
     if missing_labels:
         return f"is not labelled {', '.join(sorted(missing_labels))}"
@@ -150,6 +152,8 @@ def _is_free(load: Load | None) -> bool:
 
 
 def _verdict(needs: Needs, pod: Pod, load: Load | None) -> str:
+    if pod.state == JOINING:
+        return _joining(pod.boot)
     if pod.state != READY:
         return f"is {pod.state}"
     if pod.draining:
@@ -160,6 +164,21 @@ def _verdict(needs: Needs, pod: Pod, load: Load | None) -> str:
     if load is not None and load.running >= CAPACITY:
         return f"is busy with {load.running} job{'s' if load.running > 1 else ''}"
     return f"free; {_warmth(needs, pod, load)}"
+
+
+BOOT_WORDS: Mapping[str, str] = {
+    "models": "fetching its models",
+    "starting": "starting ComfyUI",
+    "probing": "making a probe image",
+}
+
+
+def _joining(boot: Mapping[str, Any] | None) -> str:
+    phase = BOOT_WORDS.get(str((boot or {}).get("phase")), "")
+    if boot is None or not phase:
+        return "is joining"
+    percent = boot.get("percent")
+    return f"is joining, {phase}{f' ({percent:.0f} %)' if percent is not None else ''}"
 
 
 def _warmth(needs: Needs, pod: Pod, load: Load | None) -> str:
@@ -187,4 +206,5 @@ def _why_none(pods: Sequence[Pod], capable: Sequence[Pod], verdicts: Mapping[str
     if capable:
         return "Every pod that can do this work is busy."
     told = "; ".join(f"{pod.name or pod.id} {verdicts[pod.id]}" for pod in pods[:5])
-    return f"No pod can do this work: {told}{' …' if len(pods) > 5 else ''}."
+    yet = " yet" if any(pod.state == JOINING for pod in pods) else ""
+    return f"No pod can do this work{yet}: {told}{' …' if len(pods) > 5 else ''}."

@@ -19,7 +19,7 @@ from controlplane.db.database import Database
 from controlplane.domain import events
 from controlplane.domain.ids import new_id
 from controlplane.domain.jobs import CANCELLING, is_final
-from controlplane.domain.pods import DRAINING, LOST, READY, SUSPECT, Pod
+from controlplane.domain.pods import DRAINING, JOINING, LOST, READY, SUSPECT, Pod
 from controlplane.errors import BadJoinToken, NotFound, Unauthorized, UnknownProtocol, Unprocessable
 from controlplane.ports import Clock
 from controlplane.services.events import Hints, append, append_of_job
@@ -42,6 +42,7 @@ class Pods:
         self._hints = hints
         self._settings = settings
         self._join_token = join_token
+        self._listening_since = clock.now()
 
     def check_join_token(self, token: str) -> None:
         """Raise BadJoinToken unless this is ours."""
@@ -51,8 +52,9 @@ class Pods:
     async def register(self, body: Mapping[str, Any], join_token: str) -> tuple[Pod, str]:
         """Register a pod (or the same instance again) and return it with its new key, which is shown only here.
 
-        Registering again ends a drain: the process behind it is a new one. Raises BadJoinToken, UnknownProtocol, or
-        Unprocessable where the pod could not reach us.
+        A pod that is still loading registers as joining, gets no work, and registers again as ready with all it has.
+        Otherwise registering again ends a drain: the process behind it is a new one. Raises BadJoinToken,
+        UnknownProtocol, or Unprocessable where the pod could not reach us.
         """
         self.check_join_token(join_token)
         self._check_protocol(body["protocol"])
@@ -130,6 +132,8 @@ class Pods:
         now = self._clock.now()
         known = pod_rows.by_instance(c, DEFAULT_PROJECT, body["instance_id"])
         values = _registered(body, key_hash, now)
+        if known is not None and known.state == JOINING and known.draining and values["state"] == READY:
+            values.update(state=DRAINING, draining=True)
         if known is None:
             pod_id = new_id("pod")
             pod = Pod(id=pod_id, project_id=DEFAULT_PROJECT, created_at=now, loras=(), **values)
@@ -137,7 +141,8 @@ class Pods:
         else:
             pod_id = known.id
             pod_rows.change(c, known.project_id, known.id, **values)
-        append(c, DEFAULT_PROJECT, events.POD_READY, {"pod_id": pod_id, "name": values["name"]}, now=now)
+        told = events.POD_JOINING if values["state"] == JOINING else events.POD_READY
+        append(c, DEFAULT_PROJECT, told, {"pod_id": pod_id, "name": values["name"]}, now=now)
         return _get(c, pod_id)
 
     def _heartbeat(self, c: Connection, pod_id: str, key_hash: str, body: dict[str, Any]) -> tuple[bool, bool]:
@@ -146,9 +151,12 @@ class Pods:
             raise Unauthorized("The pod key is not this pod's; register again.")
         now = self._clock.now()
         draining = pod.draining or body.get("state") == DRAINING
+        joining = body.get("state") == JOINING
         values = {
-            "state": DRAINING if draining else READY,
+            "state": DRAINING if draining else JOINING if joining else READY,
             "draining": draining,
+            "boot": body.get("boot") if joining else None,
+            **_restarts(pod, body),
             "queue_length": body.get("queue_running", 0) + body.get("queue_pending", 0),
             "loras": list(body.get("loras", ())),
             "vram_free_bytes": body.get("vram_free_bytes"),
@@ -156,6 +164,9 @@ class Pods:
         }
         changed = {name: value for name, value in values.items() if _differs(getattr(pod, name), value)}
         pod_rows.change(c, pod.project_id, pod.id, last_heartbeat_at=now, **changed)
+        if changed.get("restarts", 0) > pod.restarts:
+            told = {"restarts": values["restarts"], "reason": values["restart_reason"]}
+            append(c, pod.project_id, events.POD_RESTARTED, {"pod_id": pod.id, "name": pod.name, **told}, now=now)
         revived = values["state"] == READY and pod.state != READY
         if revived:
             append(c, pod.project_id, events.POD_READY, {"pod_id": pod.id, "name": pod.name}, now=now)
@@ -165,7 +176,8 @@ class Pods:
         now = self._clock.now()
         lost = []
         for pod in pod_rows.list_all(c):
-            silent = now - pod.last_heartbeat_at
+            # While we were away nobody could be heard; whoever is there gets the time to speak up again.
+            silent = now - max(pod.last_heartbeat_at, self._listening_since)
             if pod.state != LOST and silent > self._settings.lost_after_seconds:
                 pod_rows.change(c, pod.project_id, pod.id, state=LOST)
                 told = {"pod_id": pod.id, "name": pod.name, "silent_seconds": round(silent)}
@@ -221,8 +233,12 @@ def _registered(body: Mapping[str, Any], key_hash: str, now: float) -> dict[str,
         "address": str(body["address"]).rstrip("/"),
         "token": body["token"],
         "key_hash": key_hash,
-        "state": READY,
+        "state": body.get("state", READY),
         "draining": False,
+        "boot": body.get("boot") if body.get("state") == JOINING else None,
+        "provider": body.get("provider", ""),
+        "provider_id": body.get("provider_id", ""),
+        "price_per_hour": body.get("price_per_hour"),
         "gpu": body.get("gpu", ""),
         "vram_bytes": body.get("vram_bytes", 0),
         "comfyui_version": body.get("comfyui_version", ""),
@@ -231,9 +247,19 @@ def _registered(body: Mapping[str, Any], key_hash: str, now: float) -> dict[str,
         "node_classes": tuple(body.get("node_classes", ())),
         "models": {folder: list(files) for folder, files in body.get("models", {}).items()},
         "trainers": tuple(body.get("trainers", ())),
+        "trainer_obstacles": dict(body.get("trainer_obstacles", {})),
         "labels": tuple(body.get("labels", ())),
         "last_heartbeat_at": now,
     }
+
+
+def _restarts(pod: Pod, body: Mapping[str, Any]) -> dict[str, Any]:
+    """What a heartbeat says of restarts; an agent that began anew counts from 0 again, a pod without one says none."""
+    restarts = body.get("restarts")
+    if restarts is None:
+        return {}
+    kept = pod.restart_reason if restarts == pod.restarts else ""
+    return {"restarts": restarts, "restart_reason": body.get("restart_reason") or kept}
 
 
 def _differs(before: Any, after: Any) -> bool:

@@ -113,3 +113,28 @@ async def test_progress_of_an_attempt_that_is_not_the_pods_is_not_found(api: Api
     body = {"seq": 1, "phase": "training"}
     answer = await api.post("/pods/self/attempts/nothing/progress", json=body, headers=bearer(pod["pod_key"]))
     assert answer.status == 404
+
+
+async def test_a_rented_pod_that_is_joining_shows_what_it_says_of_itself(api: Api) -> None:
+    said = {
+        "state": "joining",
+        "boot": {"phase": "models", "detail": "svd_xt.safetensors", "percent": 12.5},
+        "provider": "runpod",
+        "provider_id": "abc123",
+        "price_per_hour": 0.34,
+        "trainer_obstacles": {"kohya": "SD_SCRIPTS_DIR is not set"},
+    }
+    shown = (await register(api, instance_id="rented-pod-1", **said)).body["pod"]
+    assert {name: shown[name] for name in said} == said
+
+
+async def test_a_heartbeat_that_counts_restarts_is_shown_with_the_reason(api: Api, pod: dict[str, Any]) -> None:
+    body = {"state": "ready", "restarts": 1, "restart_reason": "zombie_worker"}
+    await api.post(f"/pods/{pod['pod']['id']}/heartbeat", json=body, headers=bearer(pod["pod_key"]))
+    (shown,) = [one for one in (await api.get("/pods")).body["items"] if one["id"] == pod["pod"]["id"]]
+    assert (shown["restarts"], shown["restart_reason"]) == (1, "zombie_worker")
+
+
+async def test_a_boot_phase_that_nobody_knows_is_refused_by_name(api: Api) -> None:
+    answer = await register(api, state="joining", boot={"phase": "sleeping"}, instance_id="sleeping-pod")
+    assert (answer.status, answer.body["errors"][0]["pointer"]) == (422, "/boot/phase")

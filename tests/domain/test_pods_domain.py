@@ -48,6 +48,12 @@ def test_a_free_pod_that_has_everything_is_chosen() -> None:
     [
         ({"state": "suspect"}, "is suspect"),
         ({"state": "lost"}, "is lost"),
+        ({"state": "joining"}, "is joining"),
+        (
+            {"state": "joining", "boot": {"phase": "models", "detail": "x", "percent": 6.6}},
+            "is joining, fetching its models (7 %)",
+        ),
+        ({"state": "joining", "boot": {"phase": "probing", "percent": None}}, "is joining, making a probe image"),
         ({"state": "draining", "draining": True}, "is draining"),
         ({"node_classes": ()}, "lacks node class KSampler"),
         ({"models": {}}, "lacks checkpoints/a.safetensors"),
@@ -110,6 +116,16 @@ def test_a_free_cold_pod_is_better_than_waiting_for_a_warm_one() -> None:
     needs = dataclasses.replace(IMAGE, base_model="sketch")
     loads = load("a", base_model="sketch", running=1)
     assert choose(needs, [pod("a"), pod("b")], loads).pod_id == "pod_b"
+
+
+def test_a_pod_whose_trainer_has_an_obstacle_says_which() -> None:
+    able = pod("a", trainer_obstacles={"kohya": "SD_SCRIPTS_DIR is not set"}, labels=("image", "train"))
+    choice = choose(Needs(trainer="kohya", labels=frozenset({"train:sdxl"})), [able], {})
+    assert choice.reason == "No pod can do this work: a cannot train with kohya: SD_SCRIPTS_DIR is not set."
+
+
+def test_a_pod_that_knows_nothing_of_a_trainer_has_none() -> None:
+    assert "a has no trainer kohya" in choose(Needs(trainer="kohya"), [pod("a")], {}).reason
 
 
 def test_a_pod_where_the_job_failed_before_is_avoided() -> None:
