@@ -50,14 +50,14 @@ def _join_comfyui() -> None:
     server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
     if server is None:
         return
-    for name, join in (
-        ("the sketch base", lambda: _part("comfy_sketch").register()),
-        ("/troupe/state", lambda: _part("comfy_routes").serve(server)),
-    ):
-        try:
-            join()
-        except Exception as error:  # one part must not take the others with it
-            _without(name, error)
+    try:
+        _part("comfy_sketch").register()
+    except Exception as error:  # one part must not take the others with it
+        _without("the sketch base", error)
+    try:
+        _part("comfy_routes").serve(server)
+    except Exception as error:  # the same
+        _without("/troupe/state", error)
 
 
 _load_nodes()

@@ -98,7 +98,8 @@ class Ear:
     def _note_end(self) -> None:
         """Look for a dead device in the newest history entry: execution_error itself is only sent to somebody."""
         with self._queue.mutex:
-            prompt_id, entry = next(reversed(self._queue.history.items()), ("", {}))
+            prompt_id = next(reversed(self._queue.history), "")
+            entry = self._queue.history.get(prompt_id, {})
         if prompt_id == self._last_ended:
             return
         self._last_ended = prompt_id

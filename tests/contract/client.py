@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterable
 
 Event = dict[str, Any]
 WAIT_SECONDS = 60
@@ -98,6 +98,12 @@ class Client:
                 return entry
             await asyncio.sleep(0.05)
         raise TimeoutError(prompt_id)
+
+    async def stamped(self, members: Iterable[str]) -> list[str]:
+        """Names of extra_data's members, sorted; ComfyUI stamps `create_time` from 0.3.69 on only."""
+        _, stats = await self.call("GET", "/system_stats")
+        version = tuple(int(part) for part in stats["system"]["comfyui_version"].split("."))
+        return sorted(name for name in members if name != "create_time" or version >= (0, 3, 69))
 
     async def idle(self) -> None:
         """Waits until nothing runs or waits, so that queue counts start at 0."""

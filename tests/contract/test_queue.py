@@ -44,7 +44,8 @@ async def test_queue_items_show_number_id_graph_extra_data_and_outputs(client: C
     _, queue = await client.call("GET", "/queue")
     await stopped(client)
     item = queue["queue_running"][0]
-    assert (item[1], sorted(item[3]), item[4]) == (running, ["client_id", "create_time"], ["3"])
+    extra = await client.stamped(["client_id", "create_time"])
+    assert (item[1], sorted(item[3]), item[4]) == (running, extra, ["3"])
 
 
 @pytest.mark.lab

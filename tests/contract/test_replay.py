@@ -79,7 +79,7 @@ async def test_history_shows_number_id_graph_extra_data_and_outputs(client: Clie
     assert (isinstance(number, int | float), graph, sorted(extra), outputs) == (
         True,
         body["prompt"],
-        sorted(recorded.history_entry()["prompt"][3]),
+        await client.stamped(recorded.history_entry()["prompt"][3]),
         ["3"],
     )
 
