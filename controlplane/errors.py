@@ -218,3 +218,42 @@ class StaleClaim(TroupeError):
 
     status = 409
     code = "stale_claim"
+
+
+class RentingImpossible(Unprocessable):
+    """Pods cannot be rented as this server is set up."""
+
+    code = "renting_impossible"
+
+
+class SpendLimit(Conflict):
+    """One more pod would exceed what may be spent."""
+
+    code = "spend_limit"
+
+
+class NoOffer(Conflict):
+    """The provider rents out nothing that fits."""
+
+    code = "no_offer"
+
+
+class LauncherRefused(TroupeError):
+    """The provider of pods refused."""
+
+    status = 502
+    code = "launcher_refused"
+
+
+class LauncherUnpaid(TroupeError):
+    """The balance at the provider of pods does not suffice."""
+
+    status = 402
+    code = "launcher_unpaid"
+
+
+class LauncherUnreachable(TroupeError):
+    """The provider of pods did not answer, or asks to wait."""
+
+    status = 503
+    code = "launcher_unreachable"

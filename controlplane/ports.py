@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Literal, Protocol
+
+from controlplane.domain.rentals import Offer, PodOrder, PodWish, RentedPod
 
 
 class Clock(Protocol):
@@ -42,12 +44,14 @@ class Work:
 class Update:
     """One thing learned about an attempt.
 
-    ``kind``: ``queued`` | ``running`` | ``progress`` (value/total of the whole graph, 0..1 in ``fraction``) |
-    ``succeeded`` (``outputs`` = ComfyUI's ui dict by node id) | ``failed`` (``error``) | ``interrupted`` |
-    ``lost`` (proven absent from queue and history, or the pod is gone).
+    ``kind``: ``queued`` | ``running`` (again and again: the sign of life of one that has no progress to tell) |
+    ``progress`` (value/total of the whole graph, 0..1 in ``fraction``) | ``away`` (for now nothing listens at the
+    pod's address) | ``succeeded`` (``outputs`` = ComfyUI's ui dict by node id) | ``failed`` (``error``) |
+    ``interrupted`` | ``lost`` (proven absent from queue and history, or the pod is gone; ``error``).
+    ``error``: ``{type, message}``, where known ``code``, ``node_id``, ``node_type``, ``log_tail`` (lines, newest last).
     """
 
-    kind: Literal["queued", "running", "progress", "succeeded", "failed", "interrupted", "lost"]
+    kind: Literal["queued", "running", "progress", "away", "succeeded", "failed", "interrupted", "lost"]
     fraction: float | None = None
     node: str | None = None
     step: int | None = None
@@ -77,6 +81,10 @@ class Provider(Protocol):
 
     async def probe(self, pod: PodAddress) -> bool:
         """Whether the pod answers at all."""
+        ...
+
+    async def log_tail(self, pod: PodAddress) -> Sequence[str]:
+        """What the pod logged last, newest last; nothing where it keeps no log or does not answer."""
         ...
 
 
@@ -123,4 +131,44 @@ class BlobStore(Protocol):
 
     def signed_put(self, key: str, media_type: str, size: int, seconds: float) -> tuple[str, dict[str, str]]:
         """A URL and the headers that store one blob of exactly this type and size (bytes) for a while."""
+        ...
+
+
+class Launcher(Protocol):
+    """Rents pods from one provider and ends them.
+
+    Every call may raise LauncherRefused (the provider does not want it), LauncherUnpaid or LauncherUnreachable (it
+    may or may not have happened).
+    """
+
+    @property
+    def provider(self) -> str:
+        """The provider's name as it stands in the books and in what its pods register with."""
+        ...
+
+    async def offers(self, wish: PodWish) -> Sequence[Offer]:
+        """What the provider rents out, best first; what does not fit the wish comes last, with its obstacle."""
+        ...
+
+    async def rent(self, order: PodOrder, offers: Sequence[Offer]) -> RentedPod:
+        """Create one pod of the first offer that can be had. Its name must be unique: it is how a lost answer is found.
+
+        Should it raise LauncherUnreachable, a pod of this name may exist or come to exist.
+        """
+        ...
+
+    async def list(self) -> Sequence[RentedPod]:
+        """Every pod of the account, ours or not."""
+        ...
+
+    async def find(self, provider_id: str) -> RentedPod | None:
+        """One pod, None where the provider has none."""
+        ...
+
+    async def end(self, provider_id: str) -> bool:
+        """Terminate a pod for good; False where there was none."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of connections."""
         ...

@@ -235,6 +235,12 @@ rentals = Table(
     Index("ix_rentals_list", "project_id", "created_at"),
 )
 
+installation = Table(
+    "installation",
+    metadata,
+    Column("id", String(20), primary_key=True, comment="in the names of the pods it rents"),
+)
+
 assets = Table(
     "assets",
     metadata,
