@@ -135,6 +135,7 @@ def _in_url(host: str) -> str:
 def _parts(settings: Settings, secrets: Secrets) -> Parts:
     clock, hints = SystemClock(), Hints()
     catalog = Catalog.load(settings.templates)
+    catalog.default_model(settings.default_base_model)  # a wrong name is told at start, not by the first request
     db = Database(settings.effective_database_url)
     store = LocalStore(settings.data / "files", settings.effective_files_url, secrets.signing_key, clock)
     jobs = Jobs(db, clock, hints, on_cancelled={"train": training_hooks.on_cancelled})

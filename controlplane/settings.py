@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -28,6 +29,8 @@ class Settings(BaseSettings):
     cors_origins: tuple[str, ...] = ()
     """Origins that browsers may call from; ``*`` allows any."""
     templates: Path = REPOSITORY / "workflow_templates"
+    default_base_model: str = ""
+    """The base model of requests that name none; empty means the first of models.yaml."""
     join_token: SecretStr | None = None
     """Shared secret with which pods register; made and kept in ``<data>/secrets.json`` when unset."""
     signing_key: SecretStr | None = None
@@ -39,7 +42,6 @@ class Settings(BaseSettings):
     max_image_bytes: int = 32 * 2**20
     max_image_pixels: int = 50_000_000
     max_upload_bytes: int = 512 * 2**20
-    min_image_side: int = 64
     max_prompt_chars: int = 2000
     max_count: int = 16
 
@@ -58,6 +60,45 @@ class Settings(BaseSettings):
     prefer_wait_max_seconds: float = 90.0
     upload_url_seconds: float = 3600.0
     file_url_seconds: float = 24 * 3600.0
+
+    installation: str = Field("", pattern="^([a-z0-9]{4,20})?$")
+    """This installation's id in the names of rented pods; empty means the one made with the database. A copy of a
+    database needs another, else it would end the first one's pods."""
+    runpod_api_key: SecretStr | None = None
+    """With it, pods can be rented at RunPod."""
+    runpod_url: str = "https://api.runpod.io/v2"
+    pod_image: str = ""
+    """What rented pods run; pin it by digest."""
+    pod_port: int = Field(default=8188, ge=1, le=65535)
+    """The agent's port in that image."""
+    pod_disk_gb: int = Field(default=40, ge=1)
+    pod_volume_gb: int = Field(default=0, ge=0)
+    """A disk that survives restarts of the container; 0 for none."""
+    pod_volume_id: str = ""
+    """A network volume instead; it ties pods to its data centre, which belongs in ``pod_data_centres``."""
+    pod_volume_path: str = "/workspace"
+    pod_data_centres: tuple[str, ...] = ()
+    """Where pods may run; none means anywhere."""
+    pod_cloud: Literal["SECURE", "COMMUNITY"] = "SECURE"
+    pod_registry: str = ""
+    """RunPod's id of the credentials for a private image."""
+    pod_memory_gb: int = Field(default=24, ge=1)
+    """The least memory of the GPU where a request names none."""
+    pod_min_cuda: str = Field("", pattern=r"^(\d+\.\d+)?$")
+    pod_join_token_secret: str = Field("", pattern="^[A-Za-z0-9_-]*$")
+    """Name of a RunPod secret that holds the join token; without it the token itself stands in the pod's environment,
+    where everybody with access to the RunPod account can read it."""
+    max_pods: int = Field(default=4, ge=0)
+    """At most so many rented pods at a time."""
+    max_price_per_hour: float = Field(default=4.0, ge=0, allow_inf_nan=False)
+    """At most so many US dollars per hour for all of them together."""
+    max_pod_hours: float | None = Field(None, gt=0)
+    """Rented pods are ended after so many hours, where a request names no shorter time."""
+    pod_join_seconds: float = 30 * 60.0
+    pod_silence_seconds: float = 45 * 60.0
+    """A rented pod is ended when nothing was heard of it for so long; longer than the agent's own dead-man switch."""
+    rental_grace_seconds: float = 180.0
+    reconcile_seconds: float = 60.0
 
     @property
     def effective_database_url(self) -> str:

@@ -253,6 +253,7 @@ def model_body(model: BaseModel, recipes: Mapping[str, Recipe]) -> Json:
         "description": model.description,
         "width": model.width,
         "height": model.height,
+        "min_image_side": model.min_image_side,
         "templates": dict(model.templates),
         "recipes": sorted(recipes),
         "default_recipe": model.default_recipe,
@@ -263,8 +264,12 @@ def model_body(model: BaseModel, recipes: Mapping[str, Recipe]) -> Json:
 
 
 def fault(error: Mapping[str, Any] | None) -> Json | None:
-    """Why something failed, ``{code, detail}``."""
-    return None if error is None else {"code": str(error.get("code", "")), "detail": str(error.get("detail", ""))}
+    """Why something failed, ``{code, detail}``, and ``log_tail`` where the pod had a log."""
+    if error is None:
+        return None
+    log_tail = [str(line) for line in error.get("log_tail") or ()]
+    told = {"code": str(error.get("code", "")), "detail": str(error.get("detail", ""))}
+    return {**told, **({"log_tail": log_tail} if log_tail else {})}
 
 
 def moment(seconds: float) -> str:

@@ -210,7 +210,7 @@ class Characters:
         """The character without id and trigger. Raises Unprocessable for the first field that is not acceptable."""
         now = self._clock.now()
         subject, consent = _checked_subject(new, now)
-        base_model = new.base_model or next(iter(self._catalog.models))
+        base_model = new.base_model or self._catalog.default_model(self._settings.default_base_model).id
         self._catalog.recipe(self._catalog.model(base_model).id, new.recipe or "")
         return Character(
             project_id=project_id,
@@ -234,9 +234,8 @@ class Characters:
         intake.check_count(len(pictures), self._settings)
         datasets.check_captions(captions, [picture.name for picture in pictures])
         files = [intake.SourceFile(picture.name, picture.path) for picture in pictures]
-        model = self._catalog.model(base_model)
         async with self._intakes:
-            judged = await intake.judge(files, self._settings, folder, min(model.width, model.height))
+            judged = await intake.judge(files, self._settings, folder, self._catalog.model(base_model))
         return judged, {**beside, **captions}
 
     async def _queued(self, insert: Any, character: Character, material: Material | None, *rest: Any) -> Created:
@@ -271,7 +270,8 @@ class Characters:
     ) -> str:
         _check_first(c, once)
         character_of(c, character.project_id, character.id)
-        used = material or datasets.again(c, character, body.captions, self._clock.now())
+        base = self._catalog.model(character.base_model)
+        used = material or datasets.again(c, character, body.captions, base, self._settings, self._clock.now())
         used.insert(c)
         return self._queue(c, character, used.dataset, body.recipe, once)
 

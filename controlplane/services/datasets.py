@@ -20,7 +20,9 @@ from controlplane.domain.ids import new_id
 from controlplane.domain.prompts import caption_of
 from controlplane.errors import Conflict, Unprocessable
 from controlplane.ports import BlobStore
-from controlplane.services.intake import Judged, advice
+from controlplane.services.intake import Judged, advice, check_usable, size_fault
+from controlplane.settings import Settings
+from controlplane.workflows.models import BaseModel
 
 MAX_CAPTION_CHARS = 1000
 
@@ -102,16 +104,24 @@ async def discard(blobs: BlobStore, material: Material | None) -> None:
         await blobs.delete(asset.key)
 
 
-def again(c: Connection, character: Character, captions: Mapping[str, str], now: float) -> Material:
-    """The last dataset of a character; where captions are changed, a copy of its rows. Conflict where there is none."""
+def again(
+    c: Connection, character: Character, captions: Mapping[str, str], base: BaseModel, settings: Settings, now: float
+) -> Material:
+    """The last dataset of a character; a copy of its rows where captions change or images are too small for the base.
+
+    Raises Conflict where there is none, DatasetRejected where too few of its images are large enough.
+    """
     versions = character_rows.versions(c, character.project_id, [character.id])
     dataset = dataset_rows.get(c, character.project_id, versions[-1].dataset_id) if versions else None
     if dataset is None:
         raise Conflict(f"{character.id} has no dataset; send images")
     images = dataset_rows.images(c, character.project_id, dataset.id)
-    if not captions:
+    judged = [_judged_again(image, base) for image in images]
+    if not captions and judged == images:
         return Material(dataset, tuple(images), is_new=False)
     check_captions(captions, [image.name for image in images])
+    if judged != images:
+        check_usable(_report(judged), settings)
     dataset_id = new_id("dataset")
     copies = [
         replace(
@@ -120,18 +130,14 @@ def again(c: Connection, character: Character, captions: Mapping[str, str], now:
             dataset_id=dataset_id,
             caption=caption_of(captions[image.name], character) if image.name in captions else image.caption,
         )
-        for image in images
+        for image in judged
     ]
     return Material(Dataset(dataset_id, character.project_id, character.id, _digest(copies), now), tuple(copies))
 
 
 def report_of(c: Connection, project_id: str, dataset_id: str) -> DatasetReport:
     """The verdicts on a kept dataset."""
-    verdicts = tuple(
-        ImageVerdict(image.position, image.name, image.verdict, image.reasons, image.width, image.height, image.sha256)
-        for image in dataset_rows.images(c, project_id, dataset_id)
-    )
-    return DatasetReport(verdicts, advice(verdicts))
+    return _report(dataset_rows.images(c, project_id, dataset_id))
 
 
 def digests(uploads: Sequence[Upload]) -> list[tuple[str, str]]:
@@ -141,6 +147,23 @@ def digests(uploads: Sequence[Upload]) -> list[tuple[str, str]]:
         with upload.path.open("rb") as file:
             found.append((upload.name, hashlib.file_digest(file, "sha256").hexdigest()))
     return found
+
+
+def _judged_again(image: DatasetImage, base: BaseModel) -> DatasetImage:
+    """The image, rejected where it was kept for another base and is too small for this one."""
+    size = (image.width or 0, image.height or 0)
+    too_small = size_fault(base, size, size) if image.asset_id is not None else None
+    if too_small is None:
+        return image
+    return replace(image, verdict="reject", reasons=(too_small,), asset_id=None, caption="")
+
+
+def _report(images: Sequence[DatasetImage]) -> DatasetReport:
+    verdicts = tuple(
+        ImageVerdict(image.position, image.name, image.verdict, image.reasons, image.width, image.height, image.sha256)
+        for image in images
+    )
+    return DatasetReport(verdicts, advice(verdicts))
 
 
 def _stem(name: str) -> str:

@@ -26,7 +26,14 @@ from controlplane.services.idempotency import claim
 from controlplane.services.jobs import Jobs
 from controlplane.services.outputs import reported, warnings_of
 from controlplane.services.pod_check import check_pods
-from controlplane.services.request_checks import check_base, check_inputs, check_request_content, check_texts, frames_of
+from controlplane.services.request_checks import (
+    check_base,
+    check_inputs,
+    check_request_content,
+    check_texts,
+    frames_of,
+    rating_with,
+)
 from controlplane.services.requests import ImageRequest, Request, VideoRequest
 from controlplane.services.summaries import character_of
 from controlplane.services.training import version_for_use
@@ -48,13 +55,17 @@ PLAIN_INPUTS = ("width", "height", "steps", "cfg", "format", "count", "fps", "mo
 
 @dataclass(frozen=True)
 class _Cast:
-    """Who and what a request is made with: model and template, and the character's version where there is one."""
+    """Who and what a request is made with: model and template, and the character's version where there is one.
+
+    ``shown`` are the characters that can be seen: the one asked for, and the one on the still.
+    """
 
     model: BaseModel
     template: Template
     character: Character | None
     version: Version | None
     still: Asset | None = None
+    shown: tuple[Character, ...] = ()
 
 
 class Generation:
@@ -84,7 +95,7 @@ class Generation:
 
     async def _submit(self, project_id: str, request: Request, path: str, idempotency_key: str | None) -> Job:
         check_texts(request, self._settings)
-        rating = checked_rating(request.rating)
+        asked_rating = checked_rating(request.rating)
         once = claim(project_id, idempotency_key, path, request)
 
         def write(c: Connection) -> Job:
@@ -92,7 +103,8 @@ class Generation:
             if first is not None:
                 return _job(c, project_id, first["job_id"])
             cast = self._cast(c, project_id, request)
-            check_request_content(request, rating, cast.character)
+            rating = rating_with(asked_rating, cast.still)
+            check_request_content(request, rating, cast.shown)
             bound = bind(cast.template, self._values(request, cast))
             check_pods(c, project_id)
             job = self._jobs.insert(c, self._new_job(project_id, request, rating, cast, bound))
@@ -115,7 +127,10 @@ class Generation:
         template = self._template(request, model, still)
         check_base(request, template, model, version)
         check_inputs(request, template, character, still)
-        return _Cast(model, template, character, version, still)
+        on_still = still.character_id if still is not None else None
+        pictured = character_rows.get(c, project_id, on_still) if on_still is not None else None
+        shown = tuple(one for one in (character, pictured) if one is not None)
+        return _Cast(model, template, character, version, still, shown)
 
     def _model(self, request: Request, version: Version | None) -> BaseModel:
         if request.model is not None:
@@ -125,7 +140,7 @@ class Generation:
             return self._catalog.models[request.model]
         if version is not None:
             return self._catalog.model(version.base_model)
-        return next(iter(self._catalog.models.values()))
+        return self._catalog.default_model(self._settings.default_base_model)
 
     def _template(self, request: Request, model: BaseModel, still: Asset | None) -> Template:
         kind = "image" if isinstance(request, ImageRequest) else "video"
@@ -147,9 +162,10 @@ class Generation:
         values["seed"] = request.seed
         values["lora_strength"] = request.lora_strength
         values["negative_prompt"] = request.negative_prompt
-        if version is not None and request.lora_strength in (None, VERSION_DEFAULT_STRENGTH):
+        if values["lora_strength"] == VERSION_DEFAULT_STRENGTH and version is not None:
             values["lora_strength"] = version.default_strength
         ours = {
+            "lora_strength": version.default_strength if version is not None else None,
             "negative_prompt": cast.model.negative_prompt or None,
             "seed": secrets.randbelow(SEEDS),
             "checkpoint": cast.model.checkpoint,
@@ -169,7 +185,8 @@ class Generation:
     def _new_job(self, project_id: str, request: Request, rating: Rating, cast: _Cast, bound: Bound) -> NewJob:
         is_image = isinstance(request, ImageRequest)
         settings, template, version = self._settings, cast.template, cast.version
-        sha256 = version.lora_sha256 if version is not None else None
+        # A template that puts no LoRA on its model must not be held to a pod that has one.
+        sha256 = version.lora_sha256 if version is not None and template.takes("lora_sha256") else None
         given = {name: value for name, value in dataclasses.asdict(request).items() if value not in (None, {})}
         return NewJob(
             project_id=project_id,
@@ -195,7 +212,7 @@ class Generation:
 
 def complete(c: Connection, job: Job, attempt: Attempt, outputs: Mapping[str, Any], now: float) -> JobResult:
     """Take the files of the winning attempt as the job's assets, in the order in which the nodes reported them."""
-    made_by = _provenance(c, job, attempt, now)
+    made_by = _provenance(job, attempt, now)
     ids = list(dict.fromkeys(one.asset_id for one in reported(job, outputs)))
     for position, asset_id in enumerate(ids):
         stored = {"status": "stored", "position": position, "recipe": made_by, "created_at": now}
@@ -203,11 +220,8 @@ def complete(c: Connection, job: Job, attempt: Attempt, outputs: Mapping[str, An
     return JobResult({"asset_ids": ids}, warnings_of(outputs))
 
 
-def _provenance(c: Connection, job: Job, attempt: Attempt, now: float) -> dict[str, Any]:
+def _provenance(job: Job, attempt: Attempt, now: float) -> dict[str, Any]:
     """What made a picture: enough to make it again, and where and when it was made."""
-    version = None
-    if job.character_id is not None and job.version is not None:
-        version = character_rows.get_version(c, job.project_id, job.character_id, job.version)
     return {
         "workflow": job.template,
         "workflow_digest": job.template_digest,
@@ -217,7 +231,7 @@ def _provenance(c: Connection, job: Job, attempt: Attempt, now: float) -> dict[s
         "base_model": job.base_model,
         "character_id": job.character_id,
         "version": job.version,
-        "lora_sha256": version.lora_sha256 if version is not None else None,
+        "lora_sha256": job.needs.get("lora_sha256"),
         "pod": attempt.pod_id,
         "attempt": attempt.number,
         "submitted_at": attempt.submitted_at,

@@ -22,6 +22,7 @@ from controlplane.services.pictures import (
     shrunk,
 )
 from controlplane.settings import Settings
+from controlplane.workflows.models import BaseModel
 
 SHARP_FROM = 40.0
 """Below this Laplacian variance a picture looks blurred: photographs in focus reach hundreds, drawings thousands."""
@@ -58,15 +59,15 @@ class _Seen:
     """sha256 of the decoded pixels: the same picture in two files or formats is still the same picture."""
 
 
-async def judge(files: Sequence[SourceFile], settings: Settings, folder: Path, wanted_side: int) -> Judged:
-    """Judge a set of images in a worker thread and write usable ones as PNG into ``folder``.
+async def judge(files: Sequence[SourceFile], settings: Settings, folder: Path, base: BaseModel) -> Judged:
+    """Judge a set of images for a base model in a worker thread and write usable ones as PNG into ``folder``.
 
-    ``wanted_side`` is the side (pixels) that the base model works at. Raises DatasetRejected with one reason per
-    image where the set cannot be used: none, too many, or too few that are usable.
+    Raises DatasetRejected with one reason per image where the set cannot be used: none, too many, or too few that are
+    usable.
     """
     check_count(len(files), settings)
-    judged = await asyncio.to_thread(judge_now, files, settings, folder, wanted_side)
-    _check_usable(judged.report, settings)
+    judged = await asyncio.to_thread(judge_now, files, settings, folder, base)
+    check_usable(judged.report, settings)
     return judged
 
 
@@ -80,14 +81,14 @@ def check_count(count: int, settings: Settings) -> None:
         raise DatasetRejected(f"{detail}: {wanted}", errors=[_error("/images", detail)])
 
 
-def judge_now(files: Sequence[SourceFile], settings: Settings, folder: Path, wanted_side: int) -> Judged:
+def judge_now(files: Sequence[SourceFile], settings: Settings, folder: Path, base: BaseModel) -> Judged:
     """Judge without an event loop; sets of any size, nothing is raised for bad images."""
     verdicts: list[ImageVerdict] = []
     seen: list[_Seen] = []
     pngs: dict[int, Path] = {}
     for position, file in enumerate(files):
         target = folder / f"{position:04d}.png"
-        found = _judge_one(position, file, settings, target, wanted_side)
+        found = _judge_one(position, file, settings, target, base)
         if isinstance(found, _Seen):
             found = _compared(found, seen)
         if isinstance(found, _Seen):
@@ -102,24 +103,33 @@ def judge_now(files: Sequence[SourceFile], settings: Settings, folder: Path, wan
     return Judged(DatasetReport(images, advice(images)), pngs)
 
 
+def size_fault(base: BaseModel, given: tuple[int, int], kept: tuple[int, int]) -> str | None:
+    """Why a picture of this size (pixels, as given and as kept) is too small for a base model; None where it is not."""
+    if min(kept) >= base.min_image_side:
+        return None
+    shrunk_to = "" if kept == given else f", kept as {kept[0]} x {kept[1]}"
+    size = f"it is {given[0]} x {given[1]} pixels{shrunk_to}"
+    return f"{size}: {base.title} needs at least {base.min_image_side} on each side"
+
+
 def _judge_one(
-    position: int, file: SourceFile, settings: Settings, target: Path, wanted_side: int
+    position: int, file: SourceFile, settings: Settings, target: Path, base: BaseModel
 ) -> _Seen | ImageVerdict:
     try:
         image = open_upright(file.path, settings.max_image_bytes, settings.max_image_pixels)
     except UnreadablePicture as error:
         return ImageVerdict(position, file.name, "reject", (str(error),))
     width, height = image.size
-    if min(width, height) < settings.min_image_side:
-        reason = f"it is {width} x {height} pixels, each side needs at least {settings.min_image_side}"
-        return ImageVerdict(position, file.name, "reject", (reason,), width, height)
     kept = shrunk(image, KEPT_SIDE)
+    too_small = size_fault(base, image.size, kept.size)
+    if too_small is not None:
+        return ImageVerdict(position, file.name, "reject", (too_small,), width, height)
     measures = measure(kept)
     if measures.contrast < EMPTY_BELOW:
         return ImageVerdict(position, file.name, "reject", ("it shows nothing but one colour",), width, height)
     data = as_png(kept)
     target.write_bytes(data)
-    reasons = _doubts(measures, wanted_side)
+    reasons = _doubts(measures, min(base.width, base.height))
     verdict = ImageVerdict(
         position=position,
         name=file.name,
@@ -191,7 +201,8 @@ def advice(images: Sequence[ImageVerdict]) -> tuple[str, ...]:
     return tuple(sentences)
 
 
-def _check_usable(report: DatasetReport, settings: Settings) -> None:
+def check_usable(report: DatasetReport, settings: Settings) -> None:
+    """Raise DatasetRejected, with one reason per image, where too few images of a set can be used."""
     usable = len(report.usable)
     if usable >= settings.min_images:
         return

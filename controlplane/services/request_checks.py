@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 
 from controlplane.domain.assets import Asset
 from controlplane.domain.characters import Character, Version
@@ -49,14 +50,19 @@ def check_inputs(request: Request, template: Template, character: Character | No
         raise Unprocessable("; ".join(error["detail"] for error in errors), errors=errors)
 
 
-def check_request_content(request: Request, rating: Rating, character: Character | None) -> None:
-    """Raise ContentRefused where this is not made here; see ``domain.content``."""
+def rating_with(rating: Rating, still: Asset | None) -> Rating:
+    """The rating of what a request makes: what starts at a mature picture is mature too."""
+    return "mature" if still is not None and still.rating == "mature" else rating
+
+
+def check_request_content(request: Request, rating: Rating, shown: Iterable[Character]) -> None:
+    """Raise ContentRefused where this is not made of those characters here; see ``domain.content``."""
     wanted = [request.prompt, *(str(value) for value in request.workflow_inputs.values() if isinstance(value, str))]
     if isinstance(request, VideoRequest):
         wanted.append(request.motion or "")
-    about = [character.class_word, character.name, character.description] if character is not None else []
-    is_real = character is not None and character.subject == "real"
-    check_content(rating, wanted, about, is_real)
+    characters = list(shown)
+    about = [text for one in characters for text in (one.class_word, one.name, one.description)]
+    check_content(rating, wanted, about, any(one.subject == "real" for one in characters))
 
 
 def frames_of(request: Request, template: Template) -> int | None:

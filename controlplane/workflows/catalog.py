@@ -54,6 +54,10 @@ class Catalog:
             )
         return self.models[base]
 
+    def default_model(self, wanted: str) -> BaseModel:
+        """The base model where a request names none: ``wanted``, the first of models.yaml where that is empty."""
+        return self.model(wanted) if wanted else next(iter(self.models.values()))
+
     def recipe(self, base: str, name: str = "") -> Recipe:
         """A recipe of a base model, its default one where no name is given; Unprocessable lists what there is."""
         wanted = name or self.model(base).default_recipe

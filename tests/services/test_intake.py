@@ -14,10 +14,11 @@ from controlplane.domain.datasets import ImageVerdict
 from controlplane.errors import DatasetRejected
 from controlplane.services.intake import SourceFile, judge, judge_now
 from controlplane.settings import Settings
+from controlplane.workflows.models import load_models
 from tests.services.character_studio import drawing, encoded, png
 
 SETTINGS = Settings()
-SIDE = 128
+BASE = load_models(SETTINGS.templates / "models.yaml")["sketch"]
 
 
 def files_in(folder: Path, *contents: bytes, name: str = "it.png") -> list[SourceFile]:
@@ -30,11 +31,11 @@ def files_in(folder: Path, *contents: bytes, name: str = "it.png") -> list[Sourc
 
 
 def verdict_on(folder: Path, content: bytes) -> ImageVerdict:
-    return judge_now(files_in(folder, content), SETTINGS, folder, SIDE).report.images[0]
+    return judge_now(files_in(folder, content), SETTINGS, folder, BASE).report.images[0]
 
 
 def kept(folder: Path, content: bytes) -> Image.Image:
-    judged = judge_now(files_in(folder, content), SETTINGS, folder, SIDE)
+    judged = judge_now(files_in(folder, content), SETTINGS, folder, BASE)
     assert judged.report.images[0].is_usable, judged.report.images[0].reasons
     return Image.open(judged.pngs[0])
 
@@ -99,7 +100,7 @@ def test_too_many_pixels_are_refused_by_the_header_alone(tmp_path: Path, width: 
 def test_a_file_of_too_many_bytes_is_refused_unread(tmp_path: Path) -> None:
     files = files_in(tmp_path, png(drawing(1)) + b"\0" * 5000)
     small = Settings(max_image_bytes=4000)
-    assert "at most 4,000" in judge_now(files, small, tmp_path, SIDE).report.images[0].reasons[0]
+    assert "at most 4,000" in judge_now(files, small, tmp_path, BASE).report.images[0].reasons[0]
 
 
 @pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG"])
@@ -185,20 +186,20 @@ def test_a_very_dark_picture_is_a_warning(tmp_path: Path) -> None:
 
 
 def test_the_same_picture_twice_counts_once(tmp_path: Path) -> None:
-    report = judge_now(files_in(tmp_path, png(drawing(1)), png(drawing(1))), SETTINGS, tmp_path, SIDE).report
+    report = judge_now(files_in(tmp_path, png(drawing(1)), png(drawing(1))), SETTINGS, tmp_path, BASE).report
     assert [image.verdict for image in report.images] == ["ok", "reject"]
 
 
 def test_nearly_the_same_picture_is_a_warning(tmp_path: Path) -> None:
     first = drawing(1)
     second = first.point(lambda value: min(255, value + 1))
-    report = judge_now(files_in(tmp_path, png(first), png(second)), SETTINGS, tmp_path, SIDE).report
+    report = judge_now(files_in(tmp_path, png(first), png(second)), SETTINGS, tmp_path, BASE).report
     assert "nearly the same as" in report.images[1].reasons[0]
 
 
 def test_different_drawings_are_no_duplicates(tmp_path: Path) -> None:
     contents = [png(drawing(n)) for n in range(12)]
-    report = judge_now(files_in(tmp_path, *contents), SETTINGS, tmp_path, SIDE).report
+    report = judge_now(files_in(tmp_path, *contents), SETTINGS, tmp_path, BASE).report
     assert not [reason for image in report.images for reason in image.reasons if "same" in reason]
 
 
@@ -208,36 +209,36 @@ EXAMPLES = Path(__file__).parents[2] / "examples" / "characters"
 @pytest.mark.parametrize("name", sorted(folder.name for folder in EXAMPLES.iterdir() if folder.is_dir()))
 def test_an_example_character_passes_without_a_rejection(name: str, tmp_path: Path) -> None:
     paths = sorted(path for path in (EXAMPLES / name).rglob("*") if path.suffix in (".png", ".jpg"))
-    report = judge_now([SourceFile(path.name, path) for path in paths], SETTINGS, tmp_path, SIDE).report
+    report = judge_now([SourceFile(path.name, path) for path in paths], SETTINGS, tmp_path, BASE).report
     assert [image for image in report.images if image.verdict == "reject"] == []
 
 
 async def test_no_images_at_all_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DatasetRejected, match="no images were sent"):
-        await judge([], SETTINGS, tmp_path, SIDE)
+        await judge([], SETTINGS, tmp_path, BASE)
 
 
 async def test_one_image_is_refused_as_too_few(tmp_path: Path) -> None:
     with pytest.raises(DatasetRejected, match="1 of 1 images can be used, at least 5 are needed"):
-        await judge(files_in(tmp_path, png(drawing(1))), SETTINGS, tmp_path, SIDE)
+        await judge(files_in(tmp_path, png(drawing(1))), SETTINGS, tmp_path, BASE)
 
 
 async def test_five_hundred_images_are_refused_before_any_is_opened(tmp_path: Path) -> None:
     absent = [SourceFile(f"{n}.png", tmp_path / "absent") for n in range(500)]
     with pytest.raises(DatasetRejected, match="500 images were sent, more than the 100"):
-        await judge(absent, SETTINGS, tmp_path, SIDE)
+        await judge(absent, SETTINGS, tmp_path, BASE)
 
 
 async def test_every_rejected_image_is_pointed_at(tmp_path: Path) -> None:
     contents = [png(drawing(n)) for n in range(3)] + [b"words", header_declaring(30_000, 30_000)]
     with pytest.raises(DatasetRejected) as caught:
-        await judge(files_in(tmp_path, *contents), SETTINGS, tmp_path, SIDE)
+        await judge(files_in(tmp_path, *contents), SETTINGS, tmp_path, BASE)
     assert [error["pointer"] for error in caught.value.errors] == ["/images/3", "/images/4"]
 
 
 def test_few_images_bring_advice(tmp_path: Path) -> None:
     contents = [png(drawing(n)) for n in range(6)]
-    report = judge_now(files_in(tmp_path, *contents), SETTINGS, tmp_path, SIDE).report
+    report = judge_now(files_in(tmp_path, *contents), SETTINGS, tmp_path, BASE).report
     assert report.advice[0].startswith("6 usable images are few")
 
 
@@ -246,7 +247,7 @@ def test_a_picture_of_other_colours_than_all_others_is_a_hint(tmp_path: Path) ->
     alike = [base.rotate(angle, fillcolor=(120, 120, 120)) for angle in range(0, 45, 5)]
     stranger = Image.eval(drawing(50), lambda value: 255 - value).point(lambda value: 255 if value > 128 else 0)
     contents = [png(image) for image in (*alike, stranger)]
-    report = judge_now(files_in(tmp_path, *contents), SETTINGS, tmp_path, SIDE).report
+    report = judge_now(files_in(tmp_path, *contents), SETTINGS, tmp_path, BASE).report
     odd = [image.position for image in report.images if any("unlike the other" in reason for reason in image.reasons)]
     assert odd == [len(alike)]
 

@@ -69,6 +69,7 @@ class Model(Reply):
     description: str
     width: int = Field(description="Default size, pixels.")
     height: int
+    min_image_side: int = Field(description="Reference images with a smaller side are not trained on, pixels.")
     templates: dict[str, str] = Field(description="Default workflow by purpose.")
     recipes: list[str]
     default_recipe: str
