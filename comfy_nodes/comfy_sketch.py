@@ -7,9 +7,15 @@ from typing import Any
 
 from .sketch.architecture import SKETCH, TOKENIZER_FOLDER, TextEncoderSizes
 
-# From a latent cell (as the model sees it) to the colour of its 8 x 8 pixels, -1..1: a least-squares fit on drawings.
-LATENT_RGB_FACTORS: list[list[float]] = []
-LATENT_RGB_BIAS: list[float] = []
+# Previews: from a latent cell (as the model sees it) to the colour of its 8 x 8 pixels, -1..1; a least-squares fit on
+# the example drawings, 83 % of the variance.
+LATENT_RGB_FACTORS = [
+    [0.0184, 0.0544, 0.1200], [-0.1298, -0.0320, -0.0414], [-0.0181, 0.1273, 0.0967], [-0.0812, -0.0355, -0.0162],
+    [-0.0681, -0.0823, -0.2559], [0.0604, 0.1909, 0.0174], [-0.0284, -0.0700, -0.0566], [0.1361, 0.2318, 0.1269],
+    [-0.0853, -0.0345, 0.0415], [-0.0850, -0.0311, -0.0071], [0.0688, 0.0766, 0.1455], [-0.1012, -0.0128, 0.0859],
+    [0.0508, 0.0922, -0.0133], [0.0486, -0.0011, 0.0832], [-0.2261, -0.0206, -0.0263], [0.0744, -0.0523, -0.0098],
+]  # fmt: skip
+LATENT_RGB_BIAS = [0.0949, 0.0327, 0.0251]
 
 
 class _Ratio:
@@ -87,9 +93,8 @@ def _latent_format() -> type[Any]:
 
         def __init__(self) -> None:
             self.scale_factor = SKETCH.vae_scale
-            if LATENT_RGB_FACTORS:
-                self.latent_rgb_factors = LATENT_RGB_FACTORS
-                self.latent_rgb_factors_bias = LATENT_RGB_BIAS
+            self.latent_rgb_factors = LATENT_RGB_FACTORS
+            self.latent_rgb_factors_bias = LATENT_RGB_BIAS
 
     return TroupeSketchLatents
 

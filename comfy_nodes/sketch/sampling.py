@@ -223,10 +223,16 @@ def decode(modules: SketchModules, latent: torch.Tensor) -> torch.Tensor:
 
 
 def encode(modules: SketchModules, pixels: torch.Tensor) -> torch.Tensor:
-    """Latents (N, C, H/8, W/8) from pictures (N, H, W, 3) with values 0..1; sides are cut to multiples of 8."""
+    """Latents (N, C, H/8, W/8) from pictures (N, H, W, 3), 0..1; of other sides the middle is taken, as in ComfyUI."""
     import torch
 
-    height, width = (side // LATENT_SCALE * LATENT_SCALE for side in pixels.shape[1:3])
+    rows, columns = (_middle(side) for side in pixels.shape[1:3])
     with torch.inference_mode():
-        square = pixels[:, :height, :width, :3].permute(0, 3, 1, 2) * 2 - 1
+        square = pixels[:, rows, columns, :3].permute(0, 3, 1, 2) * 2 - 1
         return modules.vae.encode(square, return_dict=False)[0] * modules.vae.config.scaling_factor
+
+
+def _middle(side: int) -> slice:
+    """The largest stretch of whole latent cells in the middle of a side."""
+    left_over = side % LATENT_SCALE
+    return slice(left_over // 2, left_over // 2 + side - left_over)
