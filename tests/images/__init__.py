@@ -1,0 +1,1 @@
+"""Tests of what a pod image is made of: model files, start scripts, Dockerfiles."""
