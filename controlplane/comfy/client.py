@@ -1,20 +1,36 @@
-"""ComfyUI's HTTP routes from the client's side; foreign errors become PodRefused or PodUnreachable here."""
+"""The HTTP routes of ComfyUI and of what we put beside it; foreign errors become PodRefused or PodUnreachable here."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 import aiohttp
 
-from controlplane.comfy.messages import Finished, Queue, parse_history, parse_queue
+from controlplane.comfy.messages import (
+    Finished,
+    Incident,
+    Queue,
+    Worker,
+    parse_history,
+    parse_incident,
+    parse_log,
+    parse_queue,
+    parse_worker,
+)
 from controlplane.comfy.prompt import prompt_body
 from controlplane.errors import PodRefused, PodUnreachable
 
 CALL_SECONDS = 30.0
 UPLOAD_SECONDS = 300.0
+ASIDE_SECONDS = 10.0
+"""For questions whose answer is welcome, not needed."""
+
+RESTARTING = 503
+"""What an agent answers for its ComfyUI while that is away, passing nothing on; ComfyUI itself never does."""
 
 # Another pod may have the model, the class or the file; these words of node_errors say that this one has not.
 POD_SPECIFIC_ERRORS = frozenset({"value_not_in_list", "custom_validation_failed"})
@@ -40,6 +56,8 @@ class ComfyClient:
         body = prompt_body(graph, prompt_id, client_id)
         async with self._call("POST", "/prompt", json=body) as response:
             text = await response.text()
+            if response.status == RESTARTING:
+                raise PodUnreachable(f"The pod takes no prompt now: {text[:200]}", never_sent=True)
             if response.status >= 500:
                 # A 500 may still have queued it.
                 raise PodUnreachable(f"The pod answered {response.status} to a prompt: {text[:200]}")
@@ -92,6 +110,8 @@ class ComfyClient:
         form.add_field("overwrite", "true")
         async with self._call("POST", "/upload/image", seconds=UPLOAD_SECONDS, data=form) as response:
             text = await response.text()
+            if response.status >= 500:
+                raise _unexpected(response.status, "/upload/image", text)
             if response.status != 200:
                 raise _refusal(response.status, text)
         stored = _json(text)
@@ -104,6 +124,20 @@ class ComfyClient:
         """Versions and memory. A 200 says that HTTP answers, not that the worker lives."""
         return await self._get("/system_stats")
 
+    async def incident(self, prompt_id: str) -> Incident | None:
+        """What befell ComfyUI under this prompt; None where nothing did, or where no agent is there to tell."""
+        body = await self._find(f"/troupe/incidents/{prompt_id}")
+        return None if body is None else parse_incident(body)
+
+    async def log_tail(self, lines: int) -> tuple[str, ...]:
+        """ComfyUI's newest log lines, newest last; nothing where no agent keeps them."""
+        return parse_log(await self._find(f"/troupe/log?lines={lines}") or {})
+
+    async def worker(self) -> Worker | None:
+        """What the thread that runs prompts is doing; None where our node pack is not installed."""
+        body = await self._find("/troupe/state")
+        return None if body is None else parse_worker(body)
+
     async def free(self, *, unload_models: bool = True, free_memory: bool = True) -> None:
         """Ask the worker to drop models and its node cache before the next prompt."""
         await self._post("/free", {"unload_models": unload_models, "free_memory": free_memory})
@@ -111,6 +145,16 @@ class ComfyClient:
     async def _get(self, path: str) -> Mapping[str, Any]:
         async with self._call("GET", path) as response:
             text = await response.text()
+            if response.status != 200:
+                raise _unexpected(response.status, path, text)
+        return _json(text)
+
+    async def _find(self, path: str) -> Mapping[str, Any] | None:
+        """The JSON at a path that need not exist, None where it does not."""
+        async with self._call("GET", path, seconds=ASIDE_SECONDS) as response:
+            text = await response.text()
+            if response.status == 404:
+                return None
             if response.status != 200:
                 raise _unexpected(response.status, path, text)
         return _json(text)
@@ -132,7 +176,8 @@ class ComfyClient:
             ) as response:
                 yield response
         except aiohttp.ClientConnectorError as error:
-            raise PodUnreachable(f"No connection to {self._url}: {error}", never_sent=True) from error
+            refused = getattr(error.os_error, "errno", None) == errno.ECONNREFUSED
+            raise PodUnreachable(f"No connection to {self._url}: {error}", never_sent=True, refused=refused) from error
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             reason = str(error) or type(error).__name__
             raise PodUnreachable(f"{method} {path} at {self._url} failed: {reason}") from error
@@ -149,7 +194,8 @@ def _json(text: str) -> Mapping[str, Any]:
 def _unexpected(status: int, path: str, text: str) -> PodRefused | PodUnreachable:
     if status in (401, 403):
         return PodRefused(f"The pod refused our token at {path} ({status}).", pod_specific=True)
-    return PodUnreachable(f"The pod answered {status} at {path}: {text[:200]}")
+    restarting = status == RESTARTING
+    return PodUnreachable(f"The pod answered {status} at {path}: {text[:200]}", restarting=restarting)
 
 
 def _refusal(status: int, text: str) -> PodRefused:

@@ -218,6 +218,58 @@ def _error(about: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
+class Incident:
+    """What became of ComfyUI while a prompt was in its hands, as the pod's agent tells it.
+
+    ``code``: zombie_worker | hung | died | dead_device | memory_limit | drained. ``log_tail`` is newest last.
+    """
+
+    code: str
+    detail: str
+    log_tail: tuple[str, ...] = ()
+
+
+def parse_incident(body: Mapping[str, Any]) -> Incident:
+    """Read ``GET /troupe/incidents/{id}`` of an agent."""
+    code = str(body.get("code") or "restarted")
+    return Incident(code, str(body.get("detail") or f"ComfyUI was restarted ({code})."), _lines(body.get("log_tail")))
+
+
+def parse_log(body: Mapping[str, Any]) -> tuple[str, ...]:
+    """Read ``GET /troupe/log`` of an agent, newest last."""
+    return _lines(body.get("lines"))
+
+
+def _lines(value: Any) -> tuple[str, ...]:
+    return tuple(str(line) for line in value) if isinstance(value, list) else ()
+
+
+@dataclass(frozen=True)
+class Worker:
+    """What the node pack says of the thread that runs prompts. Ages are seconds; None where nothing runs."""
+
+    alive: bool
+    prompt_id: str | None = None
+    beat_age: float | None = None
+    seconds_per_step: float | None = None
+
+
+def parse_worker(body: Mapping[str, Any]) -> Worker:
+    """Read ``GET /troupe/state`` of the node pack."""
+    prompt_id = body.get("prompt_id")
+    return Worker(
+        bool(body.get("worker_alive")),
+        None if prompt_id is None else str(prompt_id),
+        _number(body.get("beat_age_seconds")),
+        _number(body.get("seconds_per_step")),
+    )
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, (int, float)) else None
+
+
+@dataclass(frozen=True)
 class Queue:
     """Prompt ids on the pod, the waiting ones in the order in which they will run."""
 

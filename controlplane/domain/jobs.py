@@ -167,6 +167,20 @@ class JobResult:
     warnings: Sequence[str] = ()
 
 
+LOG_LINES = 40
+LOG_LINE_CHARACTERS = 300
+
+
+def cut_log(lines: Sequence[str]) -> tuple[str, ...]:
+    """The newest lines of a pod's log, cut to what is worth keeping with a failure."""
+    return tuple(line[:LOG_LINE_CHARACTERS] for line in lines[-LOG_LINES:])
+
+
+def fault(code: str, detail: str, log_tail: Sequence[str] = ()) -> dict[str, Any]:
+    """The JSON stored as the error of a job or an attempt: ``{code, detail}``, and ``log_tail`` where there is one."""
+    return {"code": code, "detail": detail, **({"log_tail": list(log_tail)} if log_tail else {})}
+
+
 FailureKind = Literal["lost", "refused", "error", "interrupted", "outputs", "stalled", "unusable"]
 
 
@@ -177,17 +191,18 @@ class Failure:
     ``kind``: ``lost`` (proven absent, or the pod is gone) | ``refused`` (the pod did not take it) | ``error`` (a node
     raised) | ``interrupted`` (somebody else stopped it) | ``outputs`` (finished, but stored files are missing) |
     ``stalled`` (no sign of life) | ``unusable`` (our own side cannot use the result). ``pod_specific`` says that
-    another pod may well succeed.
+    another pod may well succeed. ``log_tail`` is what the pod logged last, newest last.
     """
 
     kind: FailureKind
     code: str
     detail: str
     pod_specific: bool = False
+    log_tail: tuple[str, ...] = ()
 
     def as_error(self) -> dict[str, Any]:
         """The JSON stored on job and attempt."""
-        return {"code": self.code, "detail": self.detail}
+        return fault(self.code, self.detail, self.log_tail)
 
 
 @dataclass(frozen=True)
@@ -216,17 +231,28 @@ def decide_retry(failure: Failure, attempt_number: int, max_attempts: int) -> Re
 
 
 POD_FAULTS = ("OutOfMemoryError", "AcceleratorError", "ConnectionError", "TimeoutError", "URLError", "TransferFailed")
-DEAD_DEVICE = ("CUDA error", "device-side assert", "illegal memory access")
+DEAD_DEVICE_WORDS = ("CUDA error", "device-side assert", "illegal memory access")
+OUT_OF_MEMORY = "out_of_memory"
+DEAD_DEVICE = "dead_device"
+"""After this error of CUDA's every further prompt fails, until ComfyUI is started anew."""
 
 
 def failure_of_error(error: Mapping[str, Any]) -> Failure:
-    """Read ``{type, message, node_id, node_type}`` of a failed execution: is it the graph's fault or the pod's?"""
+    """Read ``{type, message, node_id, node_type, log_tail}`` of a failed execution: the graph's fault or the pod's?"""
     exception = str(error.get("type") or "")
     message = str(error.get("message") or "").strip()
     where = str(error.get("node_type") or "a node")
-    pod_specific = exception.rsplit(".", 1)[-1] in POD_FAULTS or any(words in message for words in DEAD_DEVICE)
-    code = "out_of_memory" if exception.endswith("OutOfMemoryError") else "execution_error"
-    return Failure("error", code, f"{where} failed: {message or exception or 'no message'}", pod_specific)
+    code = _code_of(exception, message)
+    pod_specific = exception.rsplit(".", 1)[-1] in POD_FAULTS or code != "execution_error"
+    detail = f"{where} failed: {message or exception or 'no message'}"
+    return Failure("error", code, detail, pod_specific, cut_log(error.get("log_tail") or ()))
+
+
+def _code_of(exception: str, message: str) -> str:
+    # CUDA says "CUDA error: out of memory" where torch's own allocator does not; the device outlives both.
+    if exception.endswith("OutOfMemoryError") or "CUDA error: out of memory" in message:
+        return OUT_OF_MEMORY
+    return DEAD_DEVICE if any(words in message for words in DEAD_DEVICE_WORDS) else "execution_error"
 
 
 def story(attempts: Sequence[Attempt]) -> str:

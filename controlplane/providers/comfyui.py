@@ -31,7 +31,10 @@ from controlplane.ports import BlobStore, PodAddress, Update, Work
 
 log = logging.getLogger(__name__)
 
-PROBE_SECONDS = 30.0
+PROBE_SECONDS = 10.0
+LOG_LINES = 40
+SLOW_STEPS = 20
+"""A worker that works on steps may be silent for so many of them."""
 
 
 @dataclass(frozen=True)
@@ -45,14 +48,17 @@ class Pace:
     absent_looks: int = 3
     absent_seconds: float = 5.0
     unreachable_seconds: float = 180.0
+    quiet: float = 10.0
+    """After so long without a hint about a running prompt the pod is asked whether its worker is at work."""
     submit_seconds: float = 30.0
 
 
 class ComfyUIProvider:
     """Submits, follows, cancels and forgets prompts. All calls are idempotent by prompt_id.
 
-    ``/history`` and ``/queue`` are the truth, the websocket only makes it arrive sooner. ``session`` must not have a
-    total timeout of its own.
+    ``/history`` and ``/queue`` are the truth, the websocket only makes it arrive sooner: a socket that is gone or deaf
+    costs the progress in between and nothing else, since then the node pack tells whether its worker is at work.
+    ``session`` must not have a total timeout of its own.
     """
 
     def __init__(self, session: aiohttp.ClientSession, blobs: BlobStore, pace: Pace | None = None) -> None:
@@ -83,6 +89,7 @@ class ComfyUIProvider:
         client = self._client(work.pod)
         looks = _Looks(self._pace)
         meter = _Meter(work.graph)
+        quiet = _Quiet(self._pace.quiet)
         running = False
         async with PodSocket(self._session, work.pod.url, work.pod.token, work.client_id) as socket:
             # A hint that comes before the first look is never missed; a pod without hints costs this wait once.
@@ -97,16 +104,21 @@ class ComfyUIProvider:
                         return
                 running = running or (update is not None and update.kind == "running")
                 async for update in self._hints(socket, work.prompt_id, meter):
+                    quiet.heard()
                     if update.kind == "running" and running:
                         continue
                     running = True
                     yield update
+                if running and await quiet.but_alive(client, work.prompt_id):
+                    yield Update("running")
 
     async def cancel(self, work: Work) -> bool:
         """Delete it if pending, interrupt it if running; True when it is confirmed to be neither."""
         try:
             return await self._client(work.pod).take_back(work.prompt_id)
         except (PodUnreachable, PodRefused) as error:
+            if error.extra.get("restarting") and await _incident(self._client(work.pod), work.prompt_id):
+                return True
             log.info("cancel of %s is not confirmed: %s", work.prompt_id, error)
             return False
 
@@ -122,6 +134,10 @@ class ComfyUIProvider:
         except (PodUnreachable, PodRefused):
             return False
         return True
+
+    async def log_tail(self, pod: PodAddress) -> tuple[str, ...]:
+        """What ComfyUI logged last, newest last; nothing where no agent keeps it or the pod does not answer."""
+        return await _log_tail(self._client(pod))
 
     async def _hints(self, socket: PodSocket, prompt_id: str, meter: _Meter) -> AsyncIterator[Update]:
         """Hints until the next look at the truth is due, which is at once when the prompt seems to have ended."""
@@ -157,6 +173,54 @@ def _seems_over(message: Message, prompt_id: str) -> bool:
     return isinstance(message, Ended) and message.how != "succeeded" and message.prompt_id == prompt_id
 
 
+async def _incident(client: ComfyClient, prompt_id: str) -> Update | None:
+    """The end of a prompt that went down with its ComfyUI, where an agent knows of it."""
+    try:
+        incident = await client.incident(prompt_id)
+    except (PodUnreachable, PodRefused):
+        return None
+    if incident is None:
+        return None
+    told = {"type": "Restarted", "code": incident.code, "message": incident.detail, "log_tail": incident.log_tail}
+    return Update("lost", error=told)
+
+
+async def _log_tail(client: ComfyClient) -> tuple[str, ...]:
+    try:
+        return await client.log_tail(LOG_LINES)
+    except (PodUnreachable, PodRefused):
+        return ()
+
+
+@dataclass
+class _Quiet:
+    """Since when no hint came, and whether a pod that sends none is at work all the same. Monotonic seconds."""
+
+    seconds: float
+    since: float = field(default_factory=time.monotonic)
+    asked: float = field(default_factory=time.monotonic)
+
+    def heard(self) -> None:
+        self.since = self.asked = time.monotonic()
+
+    async def but_alive(self, client: ComfyClient, prompt_id: str) -> bool:
+        """Whether it has been quiet for a while and the worker beat meanwhile, or may still be within a slow step."""
+        now = time.monotonic()
+        if now - self.asked < self.seconds:
+            return False
+        self.asked = now
+        try:
+            worker = await client.worker()
+        except (PodUnreachable, PodRefused):
+            return False
+        if worker is None or not worker.alive or worker.prompt_id != prompt_id or worker.beat_age is None:
+            return False
+        if worker.beat_age >= max(now - self.since, SLOW_STEPS * (worker.seconds_per_step or 0.0)):
+            return False
+        self.heard()
+        return True
+
+
 @dataclass
 class _Looks:
     """Asks the pod for the truth and remembers for how long it has been absent or silent."""
@@ -171,15 +235,17 @@ class _Looks:
             finished = await client.history(prompt_id)
             queue = await client.queue() if finished is None else None
         except (PodUnreachable, PodRefused) as error:
+            # An agent whose ComfyUI is away answers for itself, and may know that the prompt went down with it.
+            told = await _incident(client, prompt_id) if error.extra.get("restarting") else None
             # A refused token is no proof either: the pod may be about to register again with a new one.
-            return self._unreachable(error)
+            return told or self._unreachable(error)
         self.silent_since = None
         if finished is not None:
-            return _final(finished)
+            return await _final(client, finished)
         if queue is not None and queue.holds(prompt_id):
             self.absent = 0
             return Update("running" if prompt_id in queue.running else "queued")
-        return self._absent()
+        return await _incident(client, prompt_id) or self._absent()
 
     def _absent(self) -> Update | None:
         if self.absent == 0:
@@ -195,13 +261,16 @@ class _Looks:
         if self.silent_since is None:
             self.silent_since = now
         if now - self.silent_since < self.pace.unreachable_seconds:
-            return None
+            return Update("away") if error.extra.get("refused") else None
         message = f"The pod did not answer for {now - self.silent_since:.0f} s: {error.detail}"
         return Update("lost", error={"type": "Unreachable", "message": message})
 
 
-def _final(finished: Finished) -> Update:
-    return Update(finished.how, outputs=finished.outputs, error=finished.error)
+async def _final(client: ComfyClient, finished: Finished) -> Update:
+    if finished.how != "failed":
+        return Update(finished.how, outputs=finished.outputs, error=finished.error)
+    error = {**(finished.error or {}), "log_tail": await _log_tail(client)}
+    return Update("failed", outputs=finished.outputs, error=error)
 
 
 @dataclass

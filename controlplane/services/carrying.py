@@ -14,7 +14,15 @@ from sqlalchemy import Connection
 
 from controlplane.db import pods as pod_rows
 from controlplane.db.database import Database
-from controlplane.domain.jobs import RUNNING, Attempt, Failure, Job, failure_of_error
+from controlplane.domain.jobs import (
+    DEAD_DEVICE,
+    RUNNING,
+    Attempt,
+    Failure,
+    Job,
+    cut_log,
+    failure_of_error,
+)
 from controlplane.domain.pods import READY, SUSPECT, Pod
 from controlplane.errors import PodRefused, PodUnreachable, TroupeError
 from controlplane.ports import Clock, PodAddress, Provider, Update, Work
@@ -52,6 +60,8 @@ class Held:
     last_sign: float = field(default_factory=time.monotonic)
     """Monotonic time of the last thing heard of the attempt."""
     seen_progress: Mapping[str, Any] = field(default_factory=dict)
+    away_at: float | None = None
+    """Monotonic time at which nothing listened at the pod's address."""
 
     def give(self, order: Order) -> None:
         """Interrupt whatever the carrier waits for. A cancel is never replaced by another order."""
@@ -65,11 +75,24 @@ class Held:
         return self.job.id, self.job.claim_no
 
     @property
+    def address(self) -> PodAddress:
+        """The pod in the provider's words."""
+        return PodAddress(self.pod.id, self.pod.address, self.pod.token, self.pod.kind)
+
+    @property
     def work(self) -> Work:
         """The attempt in the provider's words."""
-        address = PodAddress(self.pod.id, self.pod.address, self.pod.token, self.pod.kind)
         nodes = tuple(str(one["node"]) for one in self.job.outputs if "node" in one)
-        return Work(self.attempt.id, self.attempt.client_id, address, self.job.graph, tuple(self.job.files), nodes)
+        files = tuple(self.job.files)
+        return Work(self.attempt.id, self.attempt.client_id, self.address, self.job.graph, files, nodes)
+
+    def heard(self, update: Update) -> None:
+        """Take an update as a sign of life, where it is one."""
+        if update.kind == "away":
+            self.away_at = time.monotonic()
+        elif not (update.kind == "running" and self.attempt.status == "running" and self.job.kind == "train"):
+            # That a training's process lives is not enough: only steps and reports show that it does something.
+            self.last_sign = time.monotonic()
 
 
 @dataclass(frozen=True)
@@ -158,7 +181,7 @@ class Carrier:
         # Every provider's follow is an async generator; the port promises only what its reader needs.
         async with aclosing(self._provider(held).follow(held.work)) as updates:  # type: ignore[type-var]
             async for update in updates:
-                held.last_sign = time.monotonic()
+                held.heard(update)
                 if update.kind in RAN:
                     await self._note_running(held)
                 if update.kind == "progress" and time.monotonic() - written >= PROGRESS_SECONDS:
@@ -227,11 +250,19 @@ class Carrier:
 
     async def _give_up(self, held: Held, failure: Failure) -> None:
         log.info("attempt %s of job %s failed: %s", held.attempt.id, held.job.id, failure.detail)
+        if await self._is_unfit(held, failure):
+            await self._db.write(_suspect, held.pod)
         limit, now = self._settings.max_attempts, self._clock.now()
         await self._write(outcomes.give_up_attempt, held.job, held.attempt, failure, limit, self._hooks, now)
         self._hints.wake()
         if failure.kind != "lost":
             await self._provider(held).forget(held.work)
+
+    async def _is_unfit(self, held: Held, failure: Failure) -> bool:
+        """Whether the pod must show life first: the next attempt would only meet a ComfyUI that is not back yet."""
+        if held.order == "pod_lost" or failure.code == DEAD_DEVICE:
+            return True
+        return failure.kind == "lost" and not await self._provider(held).probe(held.address)
 
     async def _stop(self, held: Held) -> None:
         """Take the prompt off the pod, then end the job as ordered."""
@@ -239,17 +270,18 @@ class Carrier:
         confirmed = await self._stopped_on_pod(held)
         if not confirmed:
             await self._db.write(_suspect, held.pod)
+        log_tail = () if order == "cancel" else cut_log(await self._provider(held).log_tail(held.address))
         now = self._clock.now()
         if order == "cancel":
             warning = "" if confirmed else "The pod did not confirm that it stopped; it may still be working on this."
             await self._write(outcomes.cancelled, held.job, held.attempt, self._hooks, now, warning)
         elif order == "deadline":
             detail = "The job was not finished before its deadline."
-            await self._write(outcomes.fail, held.job, "deadline_exceeded", detail, self._hooks, now)
+            await self._write(outcomes.fail, held.job, "deadline_exceeded", detail, self._hooks, now, log_tail)
         else:
             seconds = self._settings.stall_seconds
             detail = f"The pod said it was working, but showed no progress for {seconds:.0f} s."
-            await self._give_up(held, Failure("stalled", "attempt_stalled", detail))
+            await self._give_up(held, Failure("stalled", "attempt_stalled", detail, log_tail=log_tail))
             return
         self._hints.wake()
         await self._provider(held).forget(held.work)
@@ -296,8 +328,9 @@ def _ending(update: Update) -> Outputs | Failure | None:
     if update.kind == "interrupted":
         return Failure("interrupted", "interrupted", "Somebody stopped it on the pod.")
     if update.kind == "lost":
-        code = ABSENT if error.get("type") == "Absent" else "attempt_lost"
-        return Failure("lost", code, str(error.get("message") or "The attempt is lost."))
+        code = ABSENT if error.get("type") == "Absent" else str(error.get("code") or "attempt_lost")
+        detail = str(error.get("message") or "The attempt is lost.")
+        return Failure("lost", code, detail, log_tail=cut_log(error.get("log_tail") or ()))
     return None
 
 

@@ -27,6 +27,7 @@ from controlplane.domain.jobs import (
     Job,
     JobResult,
     decide_retry,
+    fault,
     may_follow,
     story,
 )
@@ -138,9 +139,10 @@ def give_up_attempt(
         return cancelled(c, job, attempt, hooks, now)
     retry = decide_retry(failure, attempt.number, max_attempts)
     if not retry.again:
-        return fail(c, job, failure.code, failure.detail, hooks, now)
+        return fail(c, job, failure.code, failure.detail, hooks, now, failure.log_tail)
     queued = requeue(c, current, now + retry.delay)
-    append_of_job(c, queued, events.JOB_RETRYING, now, attempt=attempt.number, error=failure.as_error())
+    told = fault(failure.code, failure.detail)
+    append_of_job(c, queued, events.JOB_RETRYING, now, attempt=attempt.number, error=told)
     return queued
 
 
@@ -157,16 +159,21 @@ def requeue(c: Connection, job: Job, not_before: float) -> Job:
     )
 
 
-def fail(c: Connection, job: Job, code: str, detail: str, hooks: Hooks, now: float) -> Job:
-    """End a job as failed; with several attempts behind it the detail tells how each of them ended."""
+def fail(
+    c: Connection, job: Job, code: str, detail: str, hooks: Hooks, now: float, log_tail: Sequence[str] = ()
+) -> Job:
+    """End a job as failed; with several attempts behind it the detail tells how each of them ended.
+
+    ``log_tail`` is kept on job and attempt only: events and versions do without it.
+    """
     attempts = attempt_rows.of_job(c, job.project_id, job.id)
     for attempt in attempts:
         if attempt.live:
-            error = {"code": code, "detail": detail}
+            error = fault(code, detail, log_tail)
             attempt_rows.change(c, job.project_id, attempt.id, status="failed", error=error, finished_at=now)
     told = detail if len(attempts) < 2 else f"{detail} ({story(attempts)})"
-    error = {"code": code, "detail": told}
-    ended = job_rows.change(c, _reread(c, job), status=FAILED, error=error, finished_at=now, lease_until=None)
+    error, kept = fault(code, told), fault(code, told, log_tail)
+    ended = job_rows.change(c, _reread(c, job), status=FAILED, error=kept, finished_at=now, lease_until=None)
     ending = hooks.on_failed.get(job.kind)
     if ending is not None:
         ending(c, ended, error, now)

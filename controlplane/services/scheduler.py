@@ -28,6 +28,9 @@ from controlplane.settings import Settings
 log = logging.getLogger(__name__)
 
 CRASH_PAUSE_SECONDS = 5.0
+AWAY_SECONDS = 5.0
+MISSED_HEARTBEATS = 1.5
+"""Heartbeats come at least once in their interval; after this many intervals one is missing."""
 
 
 class Scheduler:
@@ -55,6 +58,7 @@ class Scheduler:
         self._held: dict[str, Held] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._claims: dict[str, int] = {}
+        self._listening_since = clock.now()
         self.owner = f"{socket.gethostname()[:40]}:{os.getpid()}:{secrets.token_hex(4)}"
 
     @property
@@ -177,7 +181,7 @@ class Scheduler:
             return
         elif self._clock.now() > job.deadline_at:
             held.give("deadline")
-        elif pod is None or pod.state == LOST:
+        elif pod is None or pod.state == LOST or self._is_gone(held, pod):
             held.give("pod_lost")
         elif (pod.address, pod.token) != (held.pod.address, held.pod.token):
             # It has registered again; follow it there, and learn whether it still knows the prompt.
@@ -185,6 +189,16 @@ class Scheduler:
             held.give("moved")
         elif held.attempt.status == "running" and silent > self._settings.stall_seconds:
             held.give("stalled")
+
+    def _is_gone(self, held: Held, pod: Pod) -> bool:
+        """Nothing listens at the pod's address and a heartbeat is missing: that needs no further waiting.
+
+        Neither alone would do: an address may be wrong for a moment, and a pod may be too busy to speak.
+        """
+        if held.away_at is None or time.monotonic() - held.away_at > AWAY_SECONDS:
+            return False
+        silent = self._clock.now() - max(pod.last_heartbeat_at, self._listening_since)
+        return silent > MISSED_HEARTBEATS * self._settings.heartbeat_seconds
 
 
 def _look(c: Connection, claims: list[tuple[str, int]]) -> tuple[dict[str, Job], dict[str, Pod]]:

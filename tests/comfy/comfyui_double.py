@@ -1,4 +1,4 @@
-"""A small real server with ComfyUI's routes: it replays recorded transcripts and fails in the recorded ways."""
+"""A small real server with ComfyUI's routes and its agent's: it replays transcripts and fails in the recorded ways."""
 
 from __future__ import annotations
 
@@ -77,6 +77,15 @@ class ComfyUIDouble:
         self.break_after_queueing = False
         self.deaf = False
         self.rename_uploads = False
+        self.calls: list[str] = []
+        self.away = False
+        """The agent answers 503 for its ComfyUI."""
+        self.incidents: dict[str, dict[str, Any]] = {}
+        self.log: list[str] | None = None
+        self.worker: dict[str, Any] | None = None
+        """What the node pack says of its worker; None where the pack is not installed."""
+        self.mute = False
+        """Sockets stay open and get nothing, as a newer one does whose older namesake has died."""
         self.url = ""
         self._runner: web.AppRunner | None = None
         self._worker: asyncio.Task[None] | None = None
@@ -96,6 +105,9 @@ class ComfyUIDouble:
                 web.post("/upload/image", self._post_upload),
                 web.get("/system_stats", self._get_stats),
                 web.get("/ws", self._socket),
+                web.get("/troupe/incidents/{id}", self._get_incident),
+                web.get("/troupe/log", self._get_log),
+                web.get("/troupe/state", self._get_worker),
             ]
         )
         self._runner = web.AppRunner(app, shutdown_timeout=0.1)
@@ -135,6 +147,9 @@ class ComfyUIDouble:
     async def _check_token(self, request: web.Request, handler: Any) -> web.StreamResponse:
         if request.headers.get("Authorization") != f"Bearer {self.token}":
             return web.Response(status=401)
+        self.calls.append(f"{request.method} {request.path}")
+        if self.away and not request.path.startswith(("/troupe/incidents/", "/troupe/log")):
+            return web.Response(status=503, headers={"Retry-After": "2"}, text="ComfyUI is starting")
         response: web.StreamResponse = await handler(request)
         return response
 
@@ -199,6 +214,18 @@ class ComfyUIDouble:
     async def _get_stats(self, request: web.Request) -> web.Response:
         return web.json_response({"system": {"comfyui_version": "0.8.0"}, "devices": []})
 
+    async def _get_incident(self, request: web.Request) -> web.Response:
+        incident = self.incidents.get(request.match_info["id"])
+        return web.Response(status=404) if incident is None else web.json_response(incident)
+
+    async def _get_log(self, request: web.Request) -> web.Response:
+        if self.log is None:
+            return web.Response(status=404)
+        return web.json_response({"lines": self.log[-int(request.query["lines"]) :]})
+
+    async def _get_worker(self, request: web.Request) -> web.Response:
+        return web.Response(status=404) if self.worker is None else web.json_response(self.worker)
+
     async def _socket(self, request: web.Request) -> web.WebSocketResponse:
         socket = web.WebSocketResponse()
         await socket.prepare(request)
@@ -251,7 +278,7 @@ class ComfyUIDouble:
 
     async def _tell(self, body: Mapping[str, Any], message: Mapping[str, Any]) -> None:
         socket = self.sockets.get(body["client_id"])
-        if socket is not None and not socket.closed:
+        if socket is not None and not socket.closed and not self.mute:
             with contextlib.suppress(ConnectionError):
                 await socket.send_json(message)
 

@@ -141,7 +141,7 @@ def settings_for(folder: Path, **values: Any) -> Settings:
 
 
 @contextlib.asynccontextmanager
-async def engine(folder: Path, **values: Any) -> AsyncIterator[Engine]:
+async def engine(folder: Path, pace: Pace = PACE, **values: Any) -> AsyncIterator[Engine]:
     """An engine on the database in ``folder``; its scheduler is not running yet."""
     settings = settings_for(folder, **values)
     migrate(settings.effective_database_url)
@@ -162,7 +162,7 @@ async def engine(folder: Path, **values: Any) -> AsyncIterator[Engine]:
             jobs=Jobs(db, clock, hints, hooks.on_cancelled),
             pods=Pods(db, clock, hints, settings, JOIN_TOKEN),
             events=Events(db, hints, settings.poll_seconds),
-            provider=ComfyUIProvider(session, blobs, PACE),
+            provider=ComfyUIProvider(session, blobs, pace),
             hooks=hooks,
             ended=ended,
         )

@@ -40,6 +40,9 @@ class Fault(Reply):
 
     code: str
     detail: str
+    log_tail: list[str] = Field(
+        default_factory=list, description="What the pod logged last, newest last; absent where it keeps no log."
+    )
 
 
 class JobAttempt(Reply):
