@@ -47,6 +47,12 @@ class ComfyHost:
         management.unload_all_models()
         management.soft_empty_cache()
 
+    def vram_bytes(self) -> int:
+        management = _module("comfy.model_management")
+        device = management.get_torch_device()
+        # On a CPU ComfyUI answers with the main memory.
+        return 0 if device.type == "cpu" else int(management.get_total_memory(device))
+
     def apply_lora(
         self, model: Model, clip: Clip, state_dict: Mapping[str, Tensor], strength: float
     ) -> tuple[Model, Clip, int, int]:

@@ -17,7 +17,7 @@ from .transport import Stream, TransportError, exchange, open_stream, retrying
 
 Pause = Callable[[float], None]
 # How often an upload is tried: a sample is a courtesy, a finished LoRA is minutes of work (40 tries: 3 minutes).
-UPLOAD_ATTEMPTS = {"sample": 3, "lora": 40}
+UPLOAD_ATTEMPTS = {"sample": 3, "state": 3, "lora": 40}
 OTHER_UPLOAD_ATTEMPTS = 12
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -48,6 +48,17 @@ class DatasetImage:
 
 
 @dataclass(frozen=True)
+class SavedState:
+    """What an earlier attempt of the same training stored, to go on from: the steps and epochs done, and its tar."""
+
+    step: int
+    epoch: int
+    url: str
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
 class Dataset:
     """Everything that a training of one version needs, as the control plane states it."""
 
@@ -66,11 +77,12 @@ class Dataset:
     seed: int
     sample_prompts: tuple[str, ...]
     images: tuple[DatasetImage, ...]
+    resume: SavedState | None = None
 
 
 @dataclass(frozen=True)
 class Upload:
-    """A file to hand over: `kind` is output, sample, checkpoint or lora; `index` tells files of a kind apart."""
+    """A file to hand over: `kind` is output, sample, checkpoint, state or lora; `index` tells files of a kind apart."""
 
     name: str
     media_type: str
@@ -106,6 +118,7 @@ class ProgressReport:
     eta_seconds: float | None = None
     sample_asset_id: str | None = None
     checkpoint_asset_id: str | None = None
+    note: str | None = None
 
 
 @dataclass(frozen=True)
@@ -200,6 +213,7 @@ class ControlPlane:
                 seed=int(answer["seed"]),
                 sample_prompts=tuple(str(prompt) for prompt in answer.get("sample_prompts") or ()),
                 images=tuple(_dataset_image(image) for image in answer["images"]),
+                resume=_saved_state(answer.get("resume")),
             )
 
 
@@ -252,6 +266,13 @@ def _dataset_image(image: Any) -> DatasetImage:
         bytes=int(image["bytes"]),
         caption=str(image.get("caption") or ""),
     )
+
+
+def _saved_state(saved: Any) -> SavedState | None:
+    if saved is None:
+        return None
+    sha256 = _checked_sha256(saved["sha256"])
+    return SavedState(int(saved["step"]), int(saved["epoch"]), str(saved["url"]), sha256, int(saved["bytes"]))
 
 
 def _checked_sha256(value: Any) -> str:

@@ -45,6 +45,10 @@ class Host(Protocol):
         """Unload every model, so that another process may have the accelerator."""
         ...
 
+    def vram_bytes(self) -> int:
+        """The whole memory of the accelerator, free or not; 0 where there is only a CPU."""
+        ...
+
     def apply_lora(
         self, model: Model, clip: Clip, state_dict: Mapping[str, Tensor], strength: float
     ) -> tuple[Model, Clip, int, int]:

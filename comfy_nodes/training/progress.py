@@ -83,14 +83,17 @@ _PHASES = tuple(
     for pattern, phase, words in (
         (r"load tokenizer|Using v\d tokenizer", "preparing", "loading the tokenizer"),
         (r"Loading dataset config|loading image sizes", "preparing", "reading the dataset"),
-        (r"load StableDiffusion checkpoint|loading u-net|Building ", "preparing", "loading the base model"),
+        (r"load StableDiffusion checkpoint|loading model for|oading u-net", "preparing", "loading the base model"),
         (r"caching latents", "preparing", "encoding the images"),
         (r"caching Text Encoder outputs", "preparing", "encoding the captions"),
         (r"create LoRA for", "preparing", "creating the LoRA"),
+        (r"prepare optimizer", "preparing", "preparing the optimiser"),
+        (r"resume training from|Loading states from", "preparing", "loading the saved state"),
         (r"running training", "training", "training"),
         (r"generating sample images", "sampling", "painting samples"),
     )
 )
+_BAR = re.compile(r"^steps:")
 
 
 class LineSplitter:
@@ -129,6 +132,11 @@ def events_in(line: str) -> Iterator[Event]:
         if pattern.search(line):
             yield Phase(phase, words)
             return
+
+
+def is_bar(line: str) -> bool:
+    """True for the bar of steps, which tqdm also repeats while nothing happens; any other line is a sign of life."""
+    return _BAR.match(line) is not None
 
 
 def _step(found: re.Match[str]) -> Step:

@@ -12,6 +12,7 @@ from ..transport import TransportError
 INTERVAL_SECONDS = 1.0
 # How long the end of a training waits for the last reports to be taken.
 FLUSH_SECONDS = 3.0
+MAX_NOTE_CHARACTERS = 500
 # The control plane knows no such attempt, or another one is the job's by now.
 _GONE = (404, 409, 410)
 
@@ -28,7 +29,8 @@ class Standing:
 
 
 class ProgressReporter:
-    """Sends the newest standing at most once a second; a lost report is replaced by the next, an asset's id is kept.
+    """Sends the newest standing at most once a second; a lost report is replaced by the next, asset ids and notes are
+    kept until they were taken.
 
     Use it as a context manager.
     """
@@ -39,6 +41,7 @@ class ProgressReporter:
         self._interval = interval
         self._standing = Standing()
         self._assets: deque[tuple[str, str]] = deque()
+        self._notes: deque[str] = deque()
         self._seq = 0
         self._cancelled: str | None = None
         self._lock = threading.Lock()
@@ -68,6 +71,11 @@ class ProgressReporter:
         with self._lock:
             self._assets.append((kind, asset_id))
 
+    def note(self, sentence: str) -> None:
+        """Tell people something of the training that they should see; the job keeps it as a warning."""
+        with self._lock:
+            self._notes.append(sentence[:MAX_NOTE_CHARACTERS])
+
     def __enter__(self) -> ProgressReporter:
         self._thread.start()
         return self
@@ -79,7 +87,7 @@ class ProgressReporter:
     def _run(self) -> None:
         while not self._ending.wait(self._interval):
             self._send()
-        for _ in range(len(self._assets) + 1):
+        for _ in range(max(len(self._assets), len(self._notes)) + 1):
             if not self._send():
                 return
 
@@ -87,6 +95,7 @@ class ProgressReporter:
         standing = self._standing
         with self._lock:
             asset = self._assets[0] if self._assets else None
+            note = self._notes[0] if self._notes else None
         self._seq += 1
         report = ProgressReport(
             seq=self._seq,
@@ -97,6 +106,7 @@ class ProgressReporter:
             eta_seconds=standing.eta_seconds,
             sample_asset_id=asset[1] if asset and asset[0] == "sample" else None,
             checkpoint_asset_id=asset[1] if asset and asset[0] == "checkpoint" else None,
+            note=note,
         )
         try:
             cancel = self._link.progress(self._prompt_id, report)
@@ -104,9 +114,11 @@ class ProgressReporter:
             if error.status in _GONE:
                 self._cancelled = f"the control plane no longer wants this attempt: {error.detail}"
             return False
-        if asset is not None:
-            with self._lock:
+        with self._lock:
+            if asset is not None:
                 self._assets.popleft()
+            if note is not None:
+                self._notes.popleft()
         if cancel:
             self._cancelled = "the job was cancelled"
         return True

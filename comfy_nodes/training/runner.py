@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO
 
 from .failure import TrainerError, diverged
-from .progress import Event, LineSplitter, Step, events_in
+from .progress import Event, LineSplitter, Step, events_in, is_bar
 
 POLL_SECONDS = 0.25
 TERM_GRACE_SECONDS = 5.0
@@ -135,11 +135,16 @@ class _Watch:
         self._moved = time.monotonic()
 
     def see(self, event: Event, log: deque[str]) -> None:
-        self._moved = time.monotonic() if not isinstance(event, Step) or self._is_new(event) else self._moved
         if isinstance(event, Step):
+            self._moved = time.monotonic() if self._is_new(event) else self._moved
             self.last = event
             if event.loss is not None and not math.isfinite(event.loss):
                 raise diverged(list(log))
+
+    def hear(self, line: str) -> None:
+        """Anything but the bar is a sign of life: painting samples and saving take their time between two steps."""
+        if not is_bar(line):
+            self._moved = time.monotonic()
 
     def check(self, log: deque[str]) -> None:
         """Only from the first step on: loading a model may rightly take minutes in silence."""
@@ -181,6 +186,7 @@ def _follow(
             open_streams -= 1
             continue
         log.append(line)
+        watch.hear(line)
         for event in events_in(line):
             watch.see(event, log)
             on_event(event)

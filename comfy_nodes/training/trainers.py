@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from . import sketch
+from . import kohya, sketch
 from .job import Trainer
 
-TRAINERS: Mapping[str, Trainer] = {"sketch": sketch.TRAINER}
+TRAINERS: Mapping[str, Trainer] = {"kohya": kohya.TRAINER, "sketch": sketch.TRAINER}
 
 
 def available() -> list[str]:

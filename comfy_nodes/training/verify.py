@@ -23,8 +23,8 @@ class Verified:
     metadata: Mapping[str, str]
 
 
-def verify_lora(path: Path, known_modules: frozenset[str]) -> Verified:
-    """Check the header, then every tensor by itself.
+def verify_lora(path: Path, known_modules: frozenset[str], trigger: str = "") -> Verified:
+    """Check the header, then every tensor by itself; `trigger` is the phrase that the file has to carry.
 
     Raises TrainerError `bad_lora`, `wrong_base`, `not_finite` or `untrained`.
     """
@@ -41,6 +41,8 @@ def verify_lora(path: Path, known_modules: frozenset[str]) -> Verified:
     matched = len(modules & known_modules)
     if not matched:
         raise TrainerError("wrong_base", f"none of the LoRA's {len(modules)} modules exists in the base")
+    if trigger and header.trigger != trigger:
+        raise TrainerError("bad_lora", f"the LoRA carries the trigger {header.trigger!r} instead of {trigger!r}")
     _check_values(path, header)
     ranks = Counter(header.tensors[name + _DOWN].shape[0] for name in modules)
     return Verified(ranks.most_common(1)[0][0], matched, len(modules), header.metadata)

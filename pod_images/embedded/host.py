@@ -59,6 +59,11 @@ class EmbeddedHost:
     def free_memory(self) -> None:
         self.checkpoints.clear()
 
+    def vram_bytes(self) -> int:
+        import torch
+
+        return int(torch.cuda.get_device_properties(0).total_memory) if torch.cuda.is_available() else 0
+
     def apply_lora(
         self, model: Model, clip: Clip, state_dict: Mapping[str, Tensor], strength: float
     ) -> tuple[Model, Clip, int, int]:

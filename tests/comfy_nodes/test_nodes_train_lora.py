@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import json
@@ -50,6 +51,12 @@ class Bench:
     def train(self, **changes: Any) -> dict[str, Any]:
         inputs = {"character_id": "mira", "version": 1, "base": "sketch", "recipe": "fast", "dataset_digest": "d1"}
         return TrainLoRA().train(**{**inputs, **changes})
+
+
+@pytest.fixture
+def lora_bytes(lora_bytes: Any) -> Any:
+    """LoRAs as a trainer writes them, with the trigger in the file."""
+    return functools.partial(lora_bytes, metadata={"modelspec.trigger_phrase": "mira woman"})
 
 
 @pytest.fixture

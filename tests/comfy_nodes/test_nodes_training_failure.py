@@ -79,7 +79,7 @@ def test_the_image_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         (1, "AssertionError: caption file is empty: /job/images/001.txt", "empty_caption"),
         (1, "voluptuous.error.MultipleInvalid: extra keys not allowed @ data['x']", "bad_dataset_config"),
         (1, "AssertionError: bucket_reso_steps is 32. it must be divisible by 64.", "bad_dataset_config"),
-        (1, "config_file /job/config.toml does not exist", "bad_job_file"),
+        (1, "2026-11-20 19:08:35 INFO     /job/words.toml not found.          train_util.py:4741", "bad_job_file"),
         (1, "ModuleNotFoundError: No module named 'peft'", "missing_package"),
         (1, "DivergedError: the loss is nan after 3 steps", "loss_diverged"),
         (1, "ValueError: unknown recipe parameters: stepz", "bad_recipe"),
