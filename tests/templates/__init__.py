@@ -1,0 +1,1 @@
+"""Tests of the shipped templates: against what a real ComfyUI says of its nodes, and on one."""
