@@ -7,13 +7,16 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # Tests and the demo are bound by two small models: more threads than cores only fight each other.
 PYTEST_ARGS ?=
+# Where the tests are that can use a real ComfyUI.
+COMFYUI_TESTS := tests/contract tests/comfyui tests/agent tests/templates tests/workflows tests/e2e
 
-.PHONY: demo test lint types bench sketch-base install clean
+.PHONY: demo test test-comfyui lint types bench sketch-base install clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo         train a character from 20 drawings and make pictures and a video of it"
 	@echo "make test         lint, types and every test"
+	@echo "make test-comfyui COMFYUI_DIR=DIR   the tests that need a real ComfyUI (and sd-scripts, where SD_SCRIPTS_DIR is set)"
 	@echo "make bench        measure the loop, identity and prompt following (minutes)"
 	@echo "make sketch-base  rebuild the small base model from nothing (hours on 2 cores)"
 
@@ -29,7 +32,7 @@ $(STAMP): pyproject.toml constraints.txt Makefile
 	@touch $(STAMP)
 
 demo: $(STAMP)
-	$(BIN)/troupe demo $(DEMO_ARGS)
+	$(BIN)/troupe demo $(if $(COMFYUI_DIR),--comfyui-dir "$(COMFYUI_DIR)") $(DEMO_ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -39,6 +42,11 @@ types: $(STAMP)
 
 test: lint types
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# COMFYUI_PYTHON is the interpreter with ComfyUI's packages, COMFYUI_ARGS its further options.
+test-comfyui: $(STAMP)
+	@test -n "$(COMFYUI_DIR)" || { echo "where is ComfyUI? make test-comfyui COMFYUI_DIR=DIR COMFYUI_PYTHON=PYTHON"; exit 2; }
+	COMFYUI_DIR="$(COMFYUI_DIR)" OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(COMFYUI_TESTS) $(PYTEST_ARGS)
 
 bench: $(STAMP)
 	$(BIN)/python -m bench $(BENCH_ARGS)

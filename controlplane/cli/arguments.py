@@ -46,9 +46,10 @@ def _add_processes(commands: Commands) -> None:
 
 
 def _add_pod_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--models", type=Path, action="append", default=[], help="embedded pods' model folder; repeat")
+    parser.add_argument("--comfyui-dir", type=Path, help="a ComfyUI on this machine to use as a pod")
+    parser.add_argument("--models", type=Path, action="append", default=[], help="the pods' model folder; repeat")
     parser.add_argument("--engine", choices=("sketch", "tiny"), default="sketch", help="embedded pods' model (sketch)")
-    parser.add_argument("--threads", type=_count, help="threads of each embedded pod (the number of cores)")
+    parser.add_argument("--threads", type=_count, help="threads of each pod (the number of cores)")
 
 
 def _add_making(commands: Commands) -> None:

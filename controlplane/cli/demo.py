@@ -76,7 +76,8 @@ async def run(options: argparse.Namespace, console: Console) -> int:
     try:
         await _unless(gone, _portray_all(options, console, url, examples), folder)
         if not (console.is_terminal and sys.stdin.isatty()):
-            console.print(f"To look at it again: troupe serve --embedded-pod --data {folder / 'data'}", soft_wrap=True)
+            pods = " ".join(_pod_arguments(options))
+            console.print(f"To look at it again: troupe serve {pods} --data {folder / 'data'}", soft_wrap=True)
             return 0
         console.print(f"The server stays up at {url} (API: {url}/docs) until Ctrl-C.", soft_wrap=True)
         return await _until_interrupted(gone)
@@ -103,7 +104,7 @@ def _server(options: argparse.Namespace, url: str, folder: Path) -> Command:
     return Command(
         name="server",
         arguments=[
-            sys.executable, "-m", "controlplane", "serve", "--embedded-pod",
+            sys.executable, "-m", "controlplane", "serve", *_pod_arguments(options),
             "--host", HOST, "--port", url.rsplit(":", 1)[1], "--data", str(folder / "data"),
             "--engine", options.engine, "--parent-pid", str(os.getpid()),
             *(["--threads", str(options.threads)] if options.threads else []),
@@ -113,6 +114,11 @@ def _server(options: argparse.Namespace, url: str, folder: Path) -> Command:
         # What the surrounding shell sets for a server of its own must not move the demo's.
         environment={"TROUPE_PUBLIC_URL": "", "TROUPE_PUBLIC_FILES_URL": "", "TROUPE_DATABASE_URL": "", **importable()},
     )  # fmt: skip
+
+
+def _pod_arguments(options: argparse.Namespace) -> list[str]:
+    """What ``troupe serve`` is told to start: the given ComfyUI, else the embedded pods."""
+    return ["--comfyui-dir", str(options.comfyui_dir.resolve())] if options.comfyui_dir else ["--embedded-pod"]
 
 
 async def _unless(gone: asyncio.Task[int], work: Coroutine[Any, Any, None], folder: Path) -> None:
@@ -140,9 +146,11 @@ async def _until_interrupted(gone: asyncio.Task[int]) -> int:
 async def _portray_all(options: argparse.Namespace, console: Console, url: str, examples: Sequence[Example]) -> None:
     began = time.monotonic()
     async with Client(url) as client:
-        with console.status("Starting the server and two pods"):
-            await _wait_for_pods(client)
-        console.print(f"Server and two pods are up after {time.monotonic() - began:.1f} s")
+        pods = 1 if options.comfyui_dir else len(EMBEDDED_PODS)
+        words = "the server and ComfyUI" if options.comfyui_dir else "the server and two pods"
+        with console.status(f"Starting {words}"):
+            await _wait_for_pods(client, pods)
+        console.print(f"Now {words} are up, after {time.monotonic() - began:.1f} s")
         created = [await _create(client, console, example, options.recipe) for example in examples]
         with show.board(console) as board:
             portrayals = [
@@ -160,13 +168,13 @@ async def _portray_all(options: argparse.Namespace, console: Console, url: str, 
     console.print(f"The whole loop took {time.monotonic() - began:.0f} s")
 
 
-async def _wait_for_pods(client: Client) -> None:
-    """Wait until both embedded pods are ready to work."""
+async def _wait_for_pods(client: Client, count: int) -> None:
+    """Wait until so many pods are ready to work."""
     deadline = time.monotonic() + READY_SECONDS
     while time.monotonic() < deadline:
         try:
             pods = await client.get("/pods")
-            if sum(pod["state"] == "ready" for pod in pods["items"]) >= len(EMBEDDED_PODS):
+            if sum(pod["state"] == "ready" for pod in pods["items"]) >= count:
                 return
         except Unreachable:  # it is still starting
             pass

@@ -1,4 +1,4 @@
-"""``troupe serve``: the server in this process and, on request, two embedded pods as its children."""
+"""``troupe serve``: the server in this process and, on request, pods of this machine as its children."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import logging
 import os
 import socket
 import sys
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from controlplane.settings import REPOSITORY, Settings
 
 EMBEDDED_PODS = {"pictures": "image,video", "training": "train"}
 """Names and labels: a training never shares a pod's queue with pictures."""
+COMFYUI_POD = "comfyui"
 TRAINING_NICENESS = 5
 """Pictures that are asked for during a training come first; an idle machine loses nothing by it."""
 PARENT_POLL_SECONDS = 1.0
@@ -43,8 +45,7 @@ async def run(options: argparse.Namespace, console: Console) -> int:
             where = f"{settings.host}:{settings.port}"
             raise Conflict(f"Cannot listen on {where}: {error.strerror}. A free port: --port 0") from None
         console.print(f"Troupe listens on {url} (API: {url}/docs)", soft_wrap=True)
-        pods = embedded_pods(options, settings.data, url, app.join_token(settings)) if options.embedded_pod else []
-        await stack.enter_async_context(kept(pods))
+        await stack.enter_async_context(kept(_pods(options, settings.data, url, app.join_token(settings))))
         await _parent_gone(options.parent_pid)
     return 0
 
@@ -74,9 +75,17 @@ def free_port(host: str) -> int:
         return int(probe.getsockname()[1])
 
 
-def embedded_pods(options: argparse.Namespace, data: Path, url: str, join_token: str) -> list[Command]:
-    """The two pods of ``--embedded-pod``; their join token travels in the environment, never in an argument."""
+def _pods(options: argparse.Namespace, data: Path, url: str, join_token: str) -> list[Command]:
+    """The pods that were asked for; their join token travels in the environment, never in an argument."""
     threads = options.threads or os.cpu_count() or 1
+    environment = {"TROUPE_JOIN_TOKEN": join_token, "OMP_NUM_THREADS": str(threads), **importable()}
+    embedded = _embedded_pods(options, data, url, environment, threads) if options.embedded_pod else []
+    return [*embedded, *([_comfyui_pod(options, data, url, environment, threads)] if options.comfyui_dir else [])]
+
+
+def _embedded_pods(
+    options: argparse.Namespace, data: Path, url: str, environment: Mapping[str, str], threads: int
+) -> list[Command]:
     return [
         Command(
             name=f"pod {name}",
@@ -87,15 +96,33 @@ def embedded_pods(options: argparse.Namespace, data: Path, url: str, join_token:
                 *(part for folder in options.models for part in ("--models", str(folder.resolve()))),
             ],
             log_file=_folder(data, "logs") / f"pod-{name}.log",
-            environment={
-                "TROUPE_JOIN_TOKEN": join_token,
-                "OMP_NUM_THREADS": str(threads),
-                **importable(),
-            },
+            environment=environment,
             niceness=TRAINING_NICENESS if labels == "train" else 0,
         )
         for name, labels in EMBEDDED_PODS.items()
     ]  # fmt: skip
+
+
+def _comfyui_pod(
+    options: argparse.Namespace, data: Path, url: str, environment: Mapping[str, str], threads: int
+) -> Command:
+    """One pod for all work on the ComfyUI of this machine; its agent reads COMFYUI_PYTHON and COMFYUI_ARGS itself."""
+    return Command(
+        name=f"pod {COMFYUI_POD}",
+        arguments=[
+            sys.executable, "-m", "pod_images.agent", "--comfyui-dir", str(options.comfyui_dir.resolve()),
+            "--control-plane", url, "--name", COMFYUI_POD, "--labels", "image,video,train",
+            "--data", str(_folder(data, "pods", COMFYUI_POD)), "--parent-pid", str(os.getpid()),
+            *(part for folder in options.models or [EMBEDDED_MODELS] for part in ("--models", str(folder.resolve()))),
+        ],
+        log_file=_folder(data, "logs") / f"pod-{COMFYUI_POD}.log",
+        environment={
+            # This interpreter has what the sketch trainer needs; ComfyUI's own may not.
+            "TROUPE_SKETCH_PYTHON": os.environ.get("TROUPE_SKETCH_PYTHON") or sys.executable,
+            "TROUPE_TRAINER_THREADS": str(threads),
+            **environment,
+        },
+    )  # fmt: skip
 
 
 def _folder(data: Path, *parts: str) -> Path:
