@@ -57,6 +57,11 @@ class Recipe:
         if params.get("architecture") not in ARCHITECTURES:
             known = " or ".join(ARCHITECTURES)
             raise TrainerError("bad_recipe", f"the recipe's architecture has to be {known} for kohya")
+        for name, value in params.items():
+            wanted = type(getattr(cls, name, ""))
+            # Numbers may be written without a point; True is a number to Python and to nobody else.
+            if type(value) is not wanted and not (wanted is float and type(value) is int):
+                raise TrainerError("bad_recipe", f"the recipe's {name} has to be of type {wanted.__name__} for kohya")
         return cls(**params)
 
 

@@ -195,6 +195,11 @@ def note_progress(c: Connection, project_id: str, job_id: str, progress: dict[st
     c.execute(update(jobs).where(jobs.c.project_id == project_id, jobs.c.id == job_id).values(progress=progress))
 
 
+def note_warnings(c: Connection, project_id: str, job_id: str, warnings: Sequence[str]) -> None:
+    """Write a job's warnings with one that a pod told by itself; as with progress, it changes nothing else."""
+    c.execute(update(jobs).where(jobs.c.project_id == project_id, jobs.c.id == job_id).values(warnings=list(warnings)))
+
+
 def note_placement(c: Connection, project_id: str, job_id: str, placement: dict[str, Any]) -> None:
     """Write why a job still waits."""
     c.execute(

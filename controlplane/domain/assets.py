@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -103,6 +104,23 @@ def training_key(
 def dataset_key(project_id: str, character_id: str, dataset_id: str, position: int) -> str:
     """Where a reference image lives; n from 1."""
     return f"{project_id}/{character_id}/dataset/{dataset_id}/{position + 1:03d}.png"
+
+
+_STATE_NAME = re.compile(r"state-e(\d{6})-s(\d{8})\.tar")
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How far a training was: the epochs and steps done, from its true beginning."""
+
+    epoch: int
+    step: int
+
+
+def state_standing(name: str) -> Standing | None:
+    """How far a training was that saved a state under this name, None where the name does not say."""
+    found = _STATE_NAME.fullmatch(name)
+    return Standing(int(found[1]), int(found[2])) if found is not None else None
 
 
 def thumbnail_key(key: str) -> str:

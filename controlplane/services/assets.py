@@ -36,6 +36,8 @@ from controlplane.services.thumbnails import look_at
 from controlplane.settings import Settings
 
 TRAINING_KINDS = ("lora", "sample", "checkpoint", "state")
+# A LoRA of SDXL at rank 32 in full precision with its optimiser has 1 GB; no person uploads a state.
+MAX_STATE_BYTES = 4 * 2**30
 ABANDONED_AFTER_SECONDS = 3600.0
 SWEEP_AT_ONCE = 200
 
@@ -56,8 +58,8 @@ class Assets:
         and width, height, duration, fps, frames where known. The same file again gets the same ticket. StaleAttempt
         where the attempt is not this pod's and current.
         """
-        if body["bytes"] > self._settings.max_upload_bytes:
-            limit = self._settings.max_upload_bytes
+        limit = MAX_STATE_BYTES if body["kind"] == "state" else self._settings.max_upload_bytes
+        if body["bytes"] > limit:
             raise PayloadTooLarge(f"the file has {body['bytes']:,} bytes, at most {limit:,} are taken")
         asset = await self._db.write(self._announced, pod, body)
         url, headers = self._blobs.signed_put(
@@ -153,6 +155,10 @@ class Assets:
             position += 1
         asset = _pending(body, job, attempt, kind, position, self._clock.now())
         asset_rows.insert_assets(c, [asset])
+        if kind == "state":
+            # Only the newest is gone on from; the one before it stays until this one is in the store.
+            older = [known[before].id for before in sorted(known)[:-1]]
+            asset_rows.mark_deleted(c, job.project_id, older)
         return asset
 
     async def _problem_of(self, asset: Asset) -> str | None:

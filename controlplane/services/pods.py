@@ -18,7 +18,7 @@ from controlplane.db import pods as pod_rows
 from controlplane.db.database import Database
 from controlplane.domain import events
 from controlplane.domain.ids import new_id
-from controlplane.domain.jobs import CANCELLING, is_final
+from controlplane.domain.jobs import CANCELLING, Job, is_final
 from controlplane.domain.pods import DRAINING, JOINING, LOST, READY, SUSPECT, Pod
 from controlplane.errors import BadJoinToken, NotFound, Unauthorized, UnknownProtocol, Unprocessable
 from controlplane.ports import Clock
@@ -197,15 +197,21 @@ class Pods:
             return True
         if attempt_rows.raise_progress_seq(c, pod.project_id, attempt.id, int(body["seq"])):
             progress = reported_progress(job.progress, body)
-            # Loading a base or packing a file may be silent for minutes: there the report itself is the sign of life.
-            # In training only steps are, so that a trainer that hangs is noticed.
-            alive = {} if progress["phase"] == "training" else {"reported_at": self._clock.now()}
-            job_rows.note_progress(c, job.project_id, job.id, {**progress, **alive})
+            # The report itself is the sign of life: a step may take minutes. A trainer that hangs is noticed on its
+            # pod, which knows how long a step takes there.
+            job_rows.note_progress(c, job.project_id, job.id, {**progress, "reported_at": self._clock.now()})
+            self._note_warning(c, job, str(body.get("note") or ""))
             files = {name: body[name] for name in ("sample_asset_id", "checkpoint_asset_id") if body.get(name)}
             if files or any(job.progress.get(name) != value for name, value in progress.items()):
                 told = {"progress": progress, **files}
                 append_of_job(c, job, events.JOB_PROGRESS, self._clock.now(), **told)
         return job.status == CANCELLING
+
+    def _note_warning(self, c: Connection, job: Job, note: str) -> None:
+        """What people should know of a training on its way: an easier try, a resume; each text once."""
+        if note and note not in job.warnings:
+            job_rows.note_warnings(c, job.project_id, job.id, [*job.warnings, note])
+            append_of_job(c, job, events.JOB_WARNING, self._clock.now(), warning=note)
 
 
 def reported_progress(before: Mapping[str, Any], body: Mapping[str, Any]) -> dict[str, Any]:

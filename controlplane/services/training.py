@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection
 
 from controlplane.db import assets as asset_rows
+from controlplane.db import attempts as attempt_rows
 from controlplane.db import characters as character_rows
 from controlplane.db import datasets as dataset_rows
 from controlplane.db import jobs as job_rows
 from controlplane.db.database import Database
 from controlplane.domain import events
-from controlplane.domain.assets import Asset
+from controlplane.domain.assets import Asset, state_standing
 from controlplane.domain.characters import Character, Version, status_of
 from controlplane.domain.datasets import Dataset, DatasetImage
 from controlplane.domain.ids import new_id
@@ -104,6 +105,7 @@ class Training:
         CharacterNotFound, NotFound (no such version).
         """
         found = await self._db.read(_read_dataset, pod.project_id, character_id, number)
+        resume = await self._resume(found.states)
         character, version = found.character, found.version
         model = self._catalog.model(version.base_model)
         return {
@@ -120,6 +122,7 @@ class Training:
             "seed": TRAINING_SEED,
             "sample_prompts": list(sample_prompts(character)),
             "images": [self._image(character, image, asset) for image, asset in found.images],
+            "resume": resume,
         }
 
     async def lora_for_pod(self, pod: Pod, character_id: str, number: int) -> dict[str, Any]:
@@ -138,6 +141,23 @@ class Training:
             "default_strength": version.default_strength,
             "base": version.base_model,
         }
+
+    async def _resume(self, states: Sequence[Asset]) -> dict[str, Any] | None:
+        """The newest state that really is in the store: its pod may have died while it uploaded it."""
+        for asset in states:
+            standing = state_standing(asset.name)
+            info = await self._blobs.head(asset.key)
+            if standing is None or info is None or info.bytes != asset.bytes:
+                continue
+            url = self._blobs.signed_get_url(asset.key, self._settings.file_url_seconds)
+            return {
+                "step": standing.step,
+                "epoch": standing.epoch,
+                "url": url,
+                "sha256": asset.sha256,
+                "bytes": asset.bytes,
+            }
+        return None
 
     def _image(self, character: Character, image: DatasetImage, asset: Asset) -> dict[str, Any]:
         return {
@@ -161,7 +181,9 @@ def complete(c: Connection, job: Job, attempt: Attempt, outputs: Mapping[str, An
     proof = {name: number(facts, name) for name in ("matched", "total", "steps", "final_loss", "rank")}
     made_by = {"job": job.id, "pod": attempt.pod_id, "base": version.base_model, "recipe": version.recipe}
     for asset in assets.values():
-        asset_rows.change(c, job.project_id, asset.id, {"status": "stored", "recipe": made_by})
+        if asset.kind != "state":
+            asset_rows.change(c, job.project_id, asset.id, {"status": "stored", "recipe": made_by})
+    _drop_states(c, job)
     changes = {
         "status": "ready",
         "lora_asset_id": lora.id,
@@ -179,13 +201,21 @@ def complete(c: Connection, job: Job, attempt: Attempt, outputs: Mapping[str, An
     return JobResult({**told, "active": activated, "lora_asset_id": lora.id, **proof}, warnings)
 
 
+def _drop_states(c: Connection, job: Job) -> None:
+    """A state is for going on with its training only; the sweep deletes the files."""
+    states = [asset.id for attempt in attempt_rows.of_job(c, job.project_id, job.id) for asset in _states(c, attempt)]
+    asset_rows.mark_deleted(c, job.project_id, states)
+
+
 def on_failed(c: Connection, job: Job, error: Mapping[str, Any] | None, now: float) -> None:
     """Mark the version of a failed training; dataset and character stay, so that it can be trained again."""
+    _drop_states(c, job)
     _end(c, job, "failed", error, now)
 
 
 def on_cancelled(c: Connection, job: Job, error: Mapping[str, Any] | None, now: float) -> None:
     """Mark the version of a cancelled training; dataset and character stay."""
+    _drop_states(c, job)
     _end(c, job, "cancelled", error, now)
 
 
@@ -255,6 +285,7 @@ class _TrainedOn:
     dataset: Dataset
     params: Mapping[str, Any]
     images: tuple[tuple[DatasetImage, Asset], ...]
+    states: tuple[Asset, ...]
 
 
 def _read_dataset(c: Connection, project_id: str, character_id: str, number: int) -> _TrainedOn:
@@ -268,7 +299,14 @@ def _read_dataset(c: Connection, project_id: str, character_id: str, number: int
     ids = [image.asset_id for image in images if image.asset_id is not None]
     assets = {asset.id: asset for asset in asset_rows.of_ids(c, project_id, ids)}
     kept = tuple((image, assets[image.asset_id]) for image in images if image.asset_id in assets)
-    return _TrainedOn(character, version, dataset, job.request["params"], kept)
+    attempts = reversed(attempt_rows.of_job(c, project_id, job.id))
+    states = tuple(asset for attempt in attempts for asset in reversed(_states(c, attempt)))
+    return _TrainedOn(character, version, dataset, job.request["params"], kept, states)
+
+
+def _states(c: Connection, attempt: Attempt) -> list[Asset]:
+    """The saved states that an attempt announced, oldest first."""
+    return [asset for asset in asset_rows.of_attempt(c, attempt.id) if asset.kind == "state"]
 
 
 def _read_lora(c: Connection, project_id: str, character_id: str, number: int) -> tuple[Character, Version, Asset]:
