@@ -28,6 +28,7 @@ from controlplane.api.reading import MAX_JSON_BYTES
 from controlplane.api.views import VIEWS, Views
 from controlplane.db.database import Database
 from controlplane.db.migrate import migrate
+from controlplane.launchers.runpod import RunPodLauncher
 from controlplane.providers.comfyui import ComfyUIProvider, Pace
 from controlplane.services import generation as generation_hooks
 from controlplane.services import training as training_hooks
@@ -39,6 +40,9 @@ from controlplane.services.jobs import Jobs
 from controlplane.services.outcomes import Hooks
 from controlplane.services.overview import Overview
 from controlplane.services.pods import Pods
+from controlplane.services.reconciling import Reconciler
+from controlplane.services.rental_books import RentalBooks
+from controlplane.services.rentals import Rentals
 from controlplane.services.scheduler import Scheduler
 from controlplane.services.training import Training
 from controlplane.settings import Settings
@@ -72,6 +76,7 @@ class Parts:
     hints: Hints
     store: LocalStore
     services: Services
+    launcher: RunPodLauncher | None
 
 
 PARTS = web.AppKey("parts", Parts)
@@ -138,6 +143,7 @@ def _parts(settings: Settings, secrets: Secrets) -> Parts:
     catalog.default_model(settings.default_base_model)  # a wrong name is told at start, not by the first request
     db = Database(settings.effective_database_url)
     store = LocalStore(settings.data / "files", settings.effective_files_url, secrets.signing_key, clock)
+    launcher, books = _launcher(settings), RentalBooks(db, clock, settings)
     jobs = Jobs(db, clock, hints, on_cancelled={"train": training_hooks.on_cancelled})
     training = Training(db, store, catalog, settings)
     services = Services(
@@ -148,11 +154,19 @@ def _parts(settings: Settings, secrets: Secrets) -> Parts:
         generation=Generation(db, clock, settings, catalog, jobs, hints),
         jobs=jobs,
         pods=Pods(db, clock, hints, settings, secrets.join_token),
+        rentals=Rentals(db, clock, hints, settings, books, secrets.join_token, launcher),
+        reconciler=Reconciler(db, clock, hints, settings, books, launcher),
         assets=Assets(db, store, clock, settings),
         events=Events(db, hints, settings.poll_seconds),
         overview=Overview(db),
     )
-    return Parts(settings, db, clock, hints, store, services)
+    return Parts(settings, db, clock, hints, store, services, launcher)
+
+
+def _launcher(settings: Settings) -> RunPodLauncher | None:
+    """Who rents pods out to us, if anybody."""
+    key = settings.runpod_api_key.get_secret_value() if settings.runpod_api_key else ""
+    return RunPodLauncher(settings.runpod_url, key) if key else None
 
 
 async def _background(app: web.Application) -> AsyncIterator[None]:
@@ -168,6 +182,12 @@ async def _background(app: web.Application) -> AsyncIterator[None]:
             asyncio.create_task(
                 _kept_up("asset sweep", lambda: _every(ASSET_SWEEP_SECONDS, parts.services.assets.sweep))
             ),
+            asyncio.create_task(
+                _kept_up(
+                    "rental sweep",
+                    lambda: _every(parts.settings.reconcile_seconds, parts.services.reconciler.sweep),
+                )
+            ),
         ]
         try:
             yield
@@ -175,6 +195,9 @@ async def _background(app: web.Application) -> AsyncIterator[None]:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await parts.services.rentals.stop()
+    if parts.launcher is not None:
+        await parts.launcher.close()
     await parts.db.close()
 
 

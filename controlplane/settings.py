@@ -98,6 +98,9 @@ class Settings(BaseSettings):
     pod_silence_seconds: float = 45 * 60.0
     """A rented pod is ended when nothing was heard of it for so long; longer than the agent's own dead-man switch."""
     rental_grace_seconds: float = 180.0
+    """How young a pod without an owner is left alone, for the process that may just be writing it down."""
+    rental_asking_seconds: float = 600.0
+    """After this a request for a pod without an answer is given up."""
     reconcile_seconds: float = 60.0
 
     @property

@@ -22,10 +22,12 @@ ARROWS: dict[str, set[str]] = {
     "comfy": {"errors"},
     "providers": {"errors", "ports", "domain", "workflows", "comfy"},
     "storage": {"errors", "settings", "ports", "domain"},
+    "launchers": {"errors", "ports", "domain"},
     "services": {"errors", "settings", "ports", "domain", "workflows", "db"},
     "api": {"errors", "settings", "services", "domain", "workflows", "ports"},
     "app": {
-        "errors", "settings", "ports", "domain", "workflows", "db", "comfy", "providers", "storage", "services", "api",
+        "errors", "settings", "ports", "domain", "workflows", "db", "comfy", "providers", "storage", "launchers",
+        "services", "api",
     },
     "client": {"errors"},
     "cli": {"errors", "settings", "app", "client", "domain"},

@@ -14,6 +14,8 @@ from controlplane.services.generation import Generation
 from controlplane.services.jobs import Jobs
 from controlplane.services.overview import Overview
 from controlplane.services.pods import Pods
+from controlplane.services.reconciling import Reconciler
+from controlplane.services.rentals import Rentals
 from controlplane.services.training import Training
 from controlplane.settings import Settings
 from controlplane.workflows.catalog import Catalog
@@ -30,6 +32,8 @@ class Services:
     generation: Generation
     jobs: Jobs
     pods: Pods
+    rentals: Rentals
+    reconciler: Reconciler
     assets: Assets
     events: Events
     overview: Overview

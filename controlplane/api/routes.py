@@ -20,6 +20,7 @@ from controlplane.api import (
     jobs,
     pods,
     pods_self,
+    rentals,
     workflows,
 )
 from controlplane.api.schemas import assets as s_assets
@@ -29,6 +30,7 @@ from controlplane.api.schemas import characters as s_characters
 from controlplane.api.schemas import generation as s_generation
 from controlplane.api.schemas import jobs as s_jobs
 from controlplane.api.schemas import pods as s_pods
+from controlplane.api.schemas import rentals as s_rentals
 
 Model = type[BaseModel]
 
@@ -69,6 +71,7 @@ LIST = (e.BadRequest, e.Unprocessable)
 IDEMPOTENT = (e.IdempotencyInProgress, e.IdempotencyMismatch)
 GENERATE = (*BODY, *IDEMPOTENT, e.CharacterNotFound, e.NotFound, e.CharacterNotReady, e.BaseMismatch, e.NoPods)
 CREATE_HEADERS = ("Idempotency-Key", "Prefer")
+LAUNCHER = (e.RentingImpossible, e.LauncherRefused, e.LauncherUnpaid, e.LauncherUnreachable)
 POD_KEY = "pod_key"
 
 ROUTES: tuple[Route, ...] = (
@@ -137,6 +140,17 @@ ROUTES: tuple[Route, ...] = (
           credential=POD_KEY),
     Route("DELETE", "/pods/{pod_id}", pods.drain_pod, "Drain a pod", "pods", {202: s_pods.PodReply},
           problems=(e.NotFound,)),
+    Route("GET", "/rentals", rentals.list_rentals, "List rented pods", "pods", {200: s_rentals.RentalPage},
+          query=s_rentals.RentalsQuery, problems=LIST),
+    Route("POST", "/rentals", rentals.rent_pod, "Rent a pod", "pods", {202: s_rentals.RentalReply},
+          request=s_rentals.RentPod, optional_body=True, headers=("Idempotency-Key",),
+          problems=(*BODY, *IDEMPOTENT, *LAUNCHER, e.NoOffer, e.SpendLimit)),
+    Route("POST", "/rentals/reconcile", rentals.reconcile_rentals, "End rented pods that nobody owns", "pods",
+          {200: s_rentals.Reconciled}, problems=LAUNCHER),
+    Route("GET", "/rentals/{rental_id}", rentals.get_rental, "Read a rental", "pods", {200: s_rentals.Rental},
+          problems=(e.NotFound,)),
+    Route("DELETE", "/rentals/{rental_id}", rentals.end_rental, "End a rented pod", "pods",
+          {202: s_rentals.RentalReply}, problems=(e.NotFound, *LAUNCHER)),
     Route("GET", "/pods/self/characters/{character_id}/lora", pods_self.get_lora, "Where a LoRA is", "nodes",
           {200: s_pods.PodLora}, query=s_pods.LoraQuery, credential=POD_KEY,
           problems=(e.Unauthorized, e.CharacterNotFound, e.NotFound, e.CharacterNotReady, e.Unprocessable)),

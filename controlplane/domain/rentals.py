@@ -134,13 +134,15 @@ class Limits:
 
     ``grace``: how young a pod is left alone while another process may still be writing it into the books. ``asking``:
     after this a rental without an answer is given up; longer than any process goes on asking. ``join``: from the
-    request to the pod's registration. ``silence``: without a heartbeat of a pod that had joined.
+    request to the pod's registration. ``silence``: without a heartbeat of a pod that had joined. ``since``, epoch
+    seconds: when this process began to listen; that nothing was heard before is not the pods' fault.
     """
 
     grace: float
     asking: float
     join: float
     silence: float
+    since: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -251,10 +253,10 @@ def _why_end(rental: Rental, pod: RentedPod, heard: float | None, now: float, li
         return rental.reason or "it was asked for"
     if pod.status == "stopped":
         return f"the provider says {pod.told or pod.status}, and a stopped pod still costs money"
-    if rental.state == BOOTING and now - rental.created_at > limits.join:
+    if rental.state == BOOTING and now - max(rental.created_at, limits.since) > limits.join:
         return f"it did not join within {limits.join / 60:g} minutes"
     if rental.max_hours is not None and now - rental.created_at > rental.max_hours * 3600:
         return f"its time of {rental.max_hours:g} hours is over"
-    if rental.state == JOINED and heard is not None and now - heard > limits.silence:
+    if rental.state == JOINED and heard is not None and now - max(heard, limits.since) > limits.silence:
         return f"nothing was heard of it for {limits.silence / 60:g} minutes"
     return ""

@@ -1,0 +1,1 @@
+"""Launchers: rent and end pods at a provider, one file each."""
