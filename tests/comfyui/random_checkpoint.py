@@ -55,7 +55,12 @@ def tensors(architecture: str) -> Tensors:
 
 def write(architecture: str, precision: str, path: Path, values: bool = True) -> None:
     """Write the file; without `values` only its header, the rest being a hole of the right size."""
-    entries = list(tensors(architecture))
+    write_tensors(tensors(architecture), precision, path, values)
+
+
+def write_tensors(named: Tensors, precision: str, path: Path, values: bool = True) -> None:
+    """Write a file of any tensors by name and shape, as `write` does for the two architectures that it knows."""
+    entries = list(named)
     header: dict[str, object] = {}
     position = 0
     for name, shape in entries:
