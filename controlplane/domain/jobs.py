@@ -237,15 +237,39 @@ DEAD_DEVICE = "dead_device"
 """After this error of CUDA's every further prompt fails, until ComfyUI is started anew."""
 
 
+TRAINER_ERROR = "TrainerError"
+TRAINER_POD_FAULTS = frozenset(
+    {
+        "out_of_memory", "out_of_host_memory", "killed", "terminated", "crashed", "hung", "disk_full",
+        "missing_package", "missing_tokenizer", "missing_interpreter", "missing_checkpoint", "bad_checkpoint",
+        "trainer_unavailable", "unknown_trainer",
+    }  # fmt: skip
+)
+"""Codes of a failed training that lie in its pod: memory, disk, files, packages. Another pod may do better."""
+
+
 def failure_of_error(error: Mapping[str, Any]) -> Failure:
     """Read ``{type, message, node_id, node_type, log_tail}`` of a failed execution: the graph's fault or the pod's?"""
     exception = str(error.get("type") or "")
     message = str(error.get("message") or "").strip()
     where = str(error.get("node_type") or "a node")
+    log_tail = error.get("log_tail") or ()
+    if exception.rsplit(".", 1)[-1] == TRAINER_ERROR:
+        return _failure_of_trainer(message, where, log_tail)
     code = _code_of(exception, message)
     pod_specific = exception.rsplit(".", 1)[-1] in POD_FAULTS or code != "execution_error"
     detail = f"{where} failed: {message or exception or 'no message'}"
-    return Failure("error", code, detail, pod_specific, cut_log(error.get("log_tail") or ()))
+    return Failure("error", code, detail, pod_specific, cut_log(log_tail))
+
+
+def _failure_of_trainer(message: str, where: str, log_tail: Sequence[str]) -> Failure:
+    """The pack's TrainerError says ``code: sentence`` and, line by line, what the trainer printed last."""
+    first, *printed = message.splitlines() or [""]
+    code, separator, sentence = first.partition(": ")
+    if not separator:
+        code, sentence = "execution_error", first
+    detail = f"{where} failed: {sentence}"
+    return Failure("error", code, detail, code in TRAINER_POD_FAULTS, cut_log(printed or log_tail))
 
 
 def _code_of(exception: str, message: str) -> str:

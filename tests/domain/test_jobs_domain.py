@@ -83,6 +83,21 @@ def test_what_is_the_pods_fault_is_tried_again(error: dict[str, str]) -> None:
     assert decide_retry(failure_of_error(error), 1, 3).again
 
 
+TRAINER = "custom_nodes.troupe.training.failure.TrainerError"
+
+
+def test_a_failed_training_keeps_the_trainers_code_its_sentence_and_what_it_printed() -> None:
+    message = "no_data: the trainer found no images\nINFO prepare images.\nERROR No data found."
+    failure = failure_of_error({"type": TRAINER, "message": message, "node_type": "TrainLoRA", "log_tail": ["other"]})
+    assert (failure.code, failure.detail) == ("no_data", "TrainLoRA failed: the trainer found no images")
+    assert failure.log_tail == ("INFO prepare images.", "ERROR No data found.")
+
+
+@pytest.mark.parametrize(("code", "again"), [("out_of_memory", True), ("killed", True), ("loss_diverged", False)])
+def test_a_failed_training_is_tried_elsewhere_where_its_pod_was_too_small(code: str, again: bool) -> None:
+    assert decide_retry(failure_of_error({"type": TRAINER, "message": f"{code}: words"}), 1, 3).again is again
+
+
 def test_a_refusal_by_one_pod_alone_is_tried_elsewhere() -> None:
     assert decide_retry(Failure("refused", "pod_refused", "no such model", pod_specific=True), 1, 3).again
 
