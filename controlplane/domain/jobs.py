@@ -240,10 +240,21 @@ DEAD_DEVICE = "dead_device"
 TRAINER_ERROR = "TrainerError"
 TRAINER_POD_FAULTS = frozenset(
     {
-        "out_of_memory", "out_of_host_memory", "killed", "terminated", "crashed", "hung", "disk_full",
-        "missing_package", "missing_tokenizer", "missing_interpreter", "missing_checkpoint", "bad_checkpoint",
-        "trainer_unavailable", "unknown_trainer",
-    }  # fmt: skip
+        "out_of_memory",
+        "out_of_host_memory",
+        "killed",
+        "terminated",
+        "crashed",
+        "hung",
+        "disk_full",
+        "missing_package",
+        "missing_tokenizer",
+        "missing_interpreter",
+        "missing_checkpoint",
+        "bad_checkpoint",
+        "trainer_unavailable",
+        "unknown_trainer",
+    }
 )
 """Codes of a failed training that lie in its pod: memory, disk, files, packages. Another pod may do better."""
 
