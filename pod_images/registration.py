@@ -104,7 +104,7 @@ class Registrar:
         self._obey = obey
         self._on_contact = on_contact
         self._wake = asyncio.Event()
-        self._again = False
+        self._again = asyncio.Event()
         self._key = ""
         self.registration: Registration | None = None
 
@@ -114,7 +114,7 @@ class Registrar:
 
     def register_again(self) -> None:
         """Registers anew at once (the facts changed)."""
-        self._again = True
+        self._again.set()
         self._wake.set()
 
     async def run(self) -> None:
@@ -128,7 +128,7 @@ class Registrar:
     async def _register(self, session: aiohttp.ClientSession) -> Registration:
         backoff = FIRST_BACKOFF_SECONDS
         while True:
-            self._again = False
+            self._again.clear()
             try:
                 body = await asyncio.to_thread(self._body)
                 answer = await self._post(session, "/pods", self._join_token, body)
@@ -147,9 +147,9 @@ class Registrar:
         """Heartbeats until the control plane no longer knows this pod, or the pod has new facts to tell."""
         pause = registration.heartbeat_seconds
         path = f"/pods/{registration.pod_id}/heartbeat"
-        while not self._again:
+        while not self._again.is_set():
             await self._pause(pause * random.uniform(1 - HEARTBEAT_JITTER, 1))
-            if self._again:
+            if self._again.is_set():
                 return
             try:
                 body = await asyncio.to_thread(self._heartbeat)
