@@ -84,6 +84,8 @@ class ComfyUIDouble:
         self.log: list[str] | None = None
         self.worker: dict[str, Any] | None = None
         """What the node pack says of its worker; None where the pack is not installed."""
+        self.failure = ""
+        """What failing nodes say instead of the recorded words."""
         self.mute = False
         """Sockets stay open and get nothing, as a newer one does whose older namesake has died."""
         self.url = ""
@@ -265,7 +267,8 @@ class ComfyUIDouble:
             messages = list(recorded_messages(name))
         for message in messages[BEFORE_HOLD:]:
             if message["type"] == "executing" and message["data"]["node"] is None:
-                self.history[prompt_id] = renamed(recorded_history(name), recorded_prompt_id(name), prompt_id)
+                entry = renamed(recorded_history(name), recorded_prompt_id(name), prompt_id)
+                self.history[prompt_id] = renamed(entry, "lab failure", self.failure) if self.failure else entry
             await self._tell(body, renamed(message, recorded_prompt_id(name), prompt_id))
 
     async def _wait(self) -> None:

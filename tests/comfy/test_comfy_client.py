@@ -8,6 +8,7 @@ import aiohttp
 import pytest
 
 from controlplane.comfy.client import ComfyClient
+from controlplane.comfy.messages import Incident, Worker
 from controlplane.comfy.prompt import sanitise
 from controlplane.errors import PodRefused, PodUnreachable
 from tests.comfy.comfyui_double import ComfyUIDouble, lines, replay_graph
@@ -161,3 +162,59 @@ def test_a_graph_that_could_kill_a_worker_never_leaves(graph: dict[Any, Any]) ->
 def test_a_node_keeps_class_inputs_and_title_only() -> None:
     node = {"class_type": "A", "inputs": {"x": 1}, "_meta": {"title": "t", "more": 1}, "is_changed": ["x"]}
     assert sanitise({"1": node}) == {"1": {"class_type": "A", "inputs": {"x": 1}, "_meta": {"title": "t"}}}
+
+
+INCIDENT = {
+    "prompt_id": "prompt-1",
+    "code": "zombie_worker",
+    "detail": "The worker thread died.",
+    "at": 1_795_000_000.0,
+    "log_tail": ["first", "last"],
+}
+
+
+async def test_an_incident_says_what_befell_comfyui_under_a_prompt(client: ComfyClient, double: ComfyUIDouble) -> None:
+    double.incidents["prompt-1"] = INCIDENT
+    assert await client.incident("prompt-1") == Incident("zombie_worker", "The worker thread died.", ("first", "last"))
+
+
+async def test_a_prompt_that_nothing_befell_has_no_incident(client: ComfyClient, double: ComfyUIDouble) -> None:
+    assert await client.incident("prompt-1") is None
+
+
+async def test_the_log_tail_is_asked_for_by_lines(client: ComfyClient, double: ComfyUIDouble) -> None:
+    double.log = ["one", "two", "three"]
+    assert await client.log_tail(2) == ("two", "three")
+
+
+async def test_a_pod_without_an_agent_has_no_log(client: ComfyClient, double: ComfyUIDouble) -> None:
+    assert await client.log_tail(2) == ()
+
+
+async def test_the_node_pack_says_what_the_worker_does(client: ComfyClient, double: ComfyUIDouble) -> None:
+    double.worker = {"worker_alive": True, "prompt_id": "p", "beat_age_seconds": 2, "seconds_per_step": None}
+    assert await client.worker() == Worker(True, "p", 2.0, None)
+
+
+async def test_a_prompt_that_meets_a_restart_was_never_sent_on(client: ComfyClient, double: ComfyUIDouble) -> None:
+    double.away = True
+    with pytest.raises(PodUnreachable) as raised:
+        await client.submit(replay_graph(), "prompt-1", "client-1")
+    assert raised.value.extra["never_sent"] is True
+
+
+async def test_an_input_file_that_meets_a_restart_is_not_refused_for_good(
+    client: ComfyClient, double: ComfyUIDouble
+) -> None:
+    double.away = True
+    with pytest.raises(PodUnreachable):
+        await client.upload("a.png", b"bytes", "image/png")
+
+
+async def test_a_refused_connection_is_told_apart_from_other_silence(
+    client: ComfyClient, double: ComfyUIDouble
+) -> None:
+    await double.stop()
+    with pytest.raises(PodUnreachable) as raised:
+        await client.queue()
+    assert raised.value.extra["refused"] is True

@@ -121,3 +121,26 @@ def test_two_ids_are_never_the_same() -> None:
 
 def test_failed_is_final() -> None:
     assert is_final(FAILED)
+
+
+@pytest.mark.parametrize(
+    ("exception", "message", "code"),
+    [
+        ("torch.OutOfMemoryError", "Allocation on device", "out_of_memory"),
+        ("torch.AcceleratorError", "CUDA error: out of memory", "out_of_memory"),
+        ("torch.AcceleratorError", "CUDA error: an illegal memory access was encountered", "dead_device"),
+        ("RuntimeError", "CUDA error: device-side assert triggered", "dead_device"),
+        ("ValueError", "bad", "execution_error"),
+    ],
+)
+def test_what_a_node_said_decides_the_code(exception: str, message: str, code: str) -> None:
+    assert failure_of_error({"type": exception, "message": message}).code == code
+
+
+def test_a_failure_keeps_the_newest_lines_of_the_log_cut_short() -> None:
+    failure = failure_of_error({"type": "ValueError", "log_tail": [f"{n} {'x' * 500}" for n in range(50)]})
+    assert (len(failure.log_tail), failure.log_tail[0][:3], len(failure.log_tail[0])) == (40, "10 ", 300)
+
+
+def test_an_error_without_a_log_does_not_mention_one() -> None:
+    assert Failure("lost", "died", "gone").as_error() == {"code": "died", "detail": "gone"}

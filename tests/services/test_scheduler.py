@@ -13,6 +13,7 @@ from sqlalchemy import Connection
 
 from controlplane.domain.jobs import Attempt, Job, JobResult
 from controlplane.errors import Conflict, Unprocessable
+from controlplane.providers.comfyui import Pace
 from controlplane.services.jobs import JobView
 from tests.comfy.comfyui_double import ERROR, SUCCESS, ComfyUIDouble, comfyui_double, lines, recorded_history
 from tests.services.engine import PROJECT, Engine, engine
@@ -213,6 +214,24 @@ async def test_a_running_job_is_interrupted_on_its_pod(room: Engine, double: Com
         "cancelled",
         [("cancelled", job.id)],
     )
+
+
+async def test_a_cancel_goes_straight_to_the_pod_without_waiting_for_any_clock(
+    tmp_path: Path, double: ComfyUIDouble
+) -> None:
+    never = 3600.0
+    async with engine(tmp_path, Pace(poll=never, blind_poll=never), poll_seconds=never, lease_seconds=never) as room:
+        await room.register(double)
+        room.start()
+        job = await room.submit(held=True)
+        await double.started.wait()
+        await room.reached(job, lambda view: view.attempts[0].status == "running")
+        before = len(double.calls)
+        await room.jobs.cancel(PROJECT, job.id)
+        view = await room.final(job)
+    after = [call for call in double.calls[before:] if call != "GET /ws"]
+    assert after[:3] == ["POST /queue", "GET /queue", "POST /interrupt"]
+    assert view.job.status == "cancelled"
 
 
 async def test_a_job_that_has_ended_cannot_be_cancelled(room: Engine, double: ComfyUIDouble) -> None:
