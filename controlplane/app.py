@@ -30,6 +30,7 @@ from controlplane.db.database import Database
 from controlplane.db.migrate import migrate
 from controlplane.launchers.runpod import RunPodLauncher
 from controlplane.providers.comfyui import ComfyUIProvider, Pace
+from controlplane.providers.node_facts import ComfyNodeFacts
 from controlplane.services import generation as generation_hooks
 from controlplane.services import training as training_hooks
 from controlplane.services.assets import Assets
@@ -45,6 +46,7 @@ from controlplane.services.rental_books import RentalBooks
 from controlplane.services.rentals import Rentals
 from controlplane.services.scheduler import Scheduler
 from controlplane.services.training import Training
+from controlplane.services.workflows import Workflows, imported_folder
 from controlplane.settings import Settings
 from controlplane.storage.local import LocalStore
 from controlplane.storage.secrets import Secrets, load_secrets
@@ -139,7 +141,7 @@ def _in_url(host: str) -> str:
 
 def _parts(settings: Settings, secrets: Secrets) -> Parts:
     clock, hints = SystemClock(), Hints()
-    catalog = Catalog.load(settings.templates)
+    catalog = Catalog.load(settings.templates, imported_folder(settings))
     catalog.default_model(settings.default_base_model)  # a wrong name is told at start, not by the first request
     db = Database(settings.effective_database_url)
     store = LocalStore(settings.data / "files", settings.effective_files_url, secrets.signing_key, clock)
@@ -159,6 +161,7 @@ def _parts(settings: Settings, secrets: Secrets) -> Parts:
         assets=Assets(db, store, clock, settings),
         events=Events(db, hints, settings.poll_seconds),
         overview=Overview(db),
+        workflows=Workflows(db, settings, catalog, ComfyNodeFacts()),
     )
     return Parts(settings, db, clock, hints, store, services, launcher)
 

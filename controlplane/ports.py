@@ -88,6 +88,14 @@ class Provider(Protocol):
         ...
 
 
+class NodeFactsSource(Protocol):
+    """Tells what the node classes of a pod take."""
+
+    async def object_info(self, pod: PodAddress, classes: Sequence[str]) -> Mapping[str, Any]:
+        """ComfyUI's ``/object_info`` of these classes, what the pod lacks left out; PodUnreachable if it is silent."""
+        ...
+
+
 @dataclass(frozen=True)
 class BlobInfo:
     """What a store knows of one blob."""

@@ -17,6 +17,7 @@ from controlplane.services.pods import Pods
 from controlplane.services.reconciling import Reconciler
 from controlplane.services.rentals import Rentals
 from controlplane.services.training import Training
+from controlplane.services.workflows import Workflows
 from controlplane.settings import Settings
 from controlplane.workflows.catalog import Catalog
 
@@ -37,6 +38,7 @@ class Services:
     assets: Assets
     events: Events
     overview: Overview
+    workflows: Workflows
 
 
 SERVICES = web.AppKey("services", Services)

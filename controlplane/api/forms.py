@@ -37,8 +37,8 @@ class Form:
 
 
 @asynccontextmanager
-async def read_form(request: web.Request, settings: Settings) -> AsyncIterator[Form]:
-    """Read a multipart form; its files are deleted when the block ends.
+async def read_form(request: web.Request, settings: Settings, file_field: str = FILE_FIELD) -> AsyncIterator[Form]:
+    """Read a multipart form; its files are deleted when the block ends. A zip of images counts as its images.
 
     Raises UnsupportedMediaType, BadRequest (broken framing), PayloadTooLarge or Unprocessable.
     """
@@ -48,8 +48,9 @@ async def read_form(request: web.Request, settings: Settings) -> AsyncIterator[F
         raise PayloadTooLarge(f"At most {settings.max_upload_bytes} bytes are taken in one request.")
     folder = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="troupe-upload-"))
     try:
-        form = await _Reading(folder, settings.max_upload_bytes).form(request)
-        form.files = await asyncio.to_thread(unpacked, form.files, folder, settings.max_upload_bytes)
+        form = await _Reading(folder, settings.max_upload_bytes, file_field).form(request)
+        if file_field == FILE_FIELD:
+            form.files = await asyncio.to_thread(unpacked, form.files, folder, settings.max_upload_bytes)
         yield form
     finally:
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
@@ -61,6 +62,7 @@ class _Reading:
 
     folder: Path
     left: int
+    file_field: str
     parts: int = 0
 
     async def form(self, request: web.Request) -> Form:
@@ -80,17 +82,17 @@ class _Reading:
         if isinstance(part, MultipartReader) or not part.name:
             raise BadRequest("Every part of the form needs a name, and none may be a form itself.")
         check_text("/", part.name)
-        if part.name == FILE_FIELD:
+        if part.name == self.file_field:
             form.files.append(await self._file(part, len(form.files)))
         elif part.filename is not None:
-            detail = f"files belong into '{FILE_FIELD}'"
+            detail = f"files belong into '{self.file_field}'"
             raise Unprocessable(detail, errors=[{"pointer": f"/{part.name}", "detail": detail}])
         else:
             _add_field(form.fields, part.name, await self._text(part))
 
     async def _file(self, part: BodyPartReader, number: int) -> Upload:
         name = part.filename or f"image-{number + 1}"
-        check_text(f"/{FILE_FIELD}/{number}", name)
+        check_text(f"/{self.file_field}/{number}", name)
         path = self.folder / f"part-{number:05d}"
         sink: BinaryIO = await asyncio.to_thread(path.open, "xb")
         with sink:

@@ -100,6 +100,14 @@ class _Schemas:
         described = {"type": "array", "items": picture, "description": "Pictures (repeated), or one zip of them."}
         return {**own, "properties": {**own["properties"], files: described}, "title": f"{model.__name__}Form"}
 
+    def one_file(self, model: type[BaseModel], member: str, field: str) -> Json:
+        """A model as the fields of a form, with a file in the place of one member."""
+        own: Json = dict(self.definitions[model.__name__])
+        others = {name: spec for name, spec in own["properties"].items() if name != member}
+        file = {"type": "string", "contentMediaType": "application/octet-stream", "description": "One file."}
+        title = f"{model.__name__}Form"
+        return {**own, "properties": {**others, field: file}, "required": [field], "title": title}
+
 
 def _operation(route: Route, schemas: _Schemas) -> Json:
     operation: Json = {
@@ -143,6 +151,11 @@ def _body(route: Route, schemas: _Schemas) -> Json | None:
         return {"required": True, "content": {route.raw_body: {}}}
     if route.request is None:
         return None
+    if route.file is not None:
+        described = schemas.of(route.request, "validation")
+        one = schemas.one_file(route.request, *route.file)
+        content = {"application/json": {"schema": described}, "multipart/form-data": {"schema": one}}
+        return {"required": True, "content": content}
     if route.files is not None:
         form = schemas.form(route.request, route.files)
         return {"required": True, "content": {"multipart/form-data": {"schema": form}}}

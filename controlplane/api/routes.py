@@ -47,6 +47,8 @@ class Media:
 class Route:
     """One address and method. ``request`` is a JSON body, or a form where ``files`` names its file field.
 
+    ``file`` is (member, field): a form whose file field stands for that member is taken beside the JSON body.
+
     ``headers`` are request headers with a meaning of their own; ``credential`` is who may call.
     """
 
@@ -58,6 +60,7 @@ class Route:
     responses: Mapping[int, Model | Media | None]
     request: Model | None = None
     files: str | None = None
+    file: tuple[str, str] | None = None
     optional_body: bool = False
     raw_body: str | None = None
     query: Model = s_base.NoQuery
@@ -129,8 +132,13 @@ ROUTES: tuple[Route, ...] = (
           problems=(e.BadRequest, e.LinkExpired, e.NotFound, e.Conflict)),
     Route("GET", "/workflows", workflows.list_workflows, "List workflow templates", "workflows",
           {200: s_catalog.WorkflowPage}),
+    Route("POST", "/workflows", workflows.import_workflow, "Import a workflow from ComfyUI", "workflows",
+          {200: s_catalog.ImportedWorkflow, 201: s_catalog.ImportedWorkflow}, request=s_catalog.ImportWorkflow,
+          file=("graph", "file"), problems=(*BODY, e.InvalidTemplate, e.ContentRefused, e.Conflict)),
     Route("GET", "/workflows/{name}", workflows.get_workflow, "Read a workflow template", "workflows",
           {200: s_catalog.WorkflowDetail}, problems=(e.NotFound,)),
+    Route("DELETE", "/workflows/{name}", workflows.delete_workflow, "Remove an imported workflow", "workflows",
+          {204: None}, problems=(e.NotFound, e.Conflict)),
     Route("GET", "/models", workflows.list_models, "List base models", "workflows", {200: s_catalog.ModelPage}),
     Route("GET", "/pods", pods.list_pods, "List pods", "pods", {200: s_pods.PodPage}),
     Route("POST", "/pods", pods.register_pod, "Register a pod", "pods", {201: s_pods.Registered},

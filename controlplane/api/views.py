@@ -224,7 +224,7 @@ def pod_body(pod: Pod) -> Json:
     }
 
 
-def workflow_body(template: Template, *, with_graph: bool = False) -> Json:
+def workflow_body(template: Template, *, imported: bool, with_graph: bool = False) -> Json:
     """A workflow template; inputs that only the control plane sets are not shown."""
     body: Json = {
         "name": template.name,
@@ -234,6 +234,7 @@ def workflow_body(template: Template, *, with_graph: bool = False) -> Json:
         "description": template.description,
         "digest": template.digest,
         "inputs": {name: _input(spec) for name, spec in template.public_inputs.items()},
+        "imported": imported,
         "takes_character": template.takes("character_id"),
         "outputs": [{"node": output.node, "kind": output.kind} for output in template.outputs],
         "needs": template.needs.model_dump(mode="json"),

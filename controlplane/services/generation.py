@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import Connection
@@ -57,14 +57,15 @@ PLAIN_INPUTS = ("width", "height", "steps", "cfg", "format", "count", "fps", "mo
 class _Cast:
     """Who and what a request is made with: model and template, and the character's version where there is one.
 
-    ``shown`` are the characters that can be seen: the one asked for, and the one on the still.
+    ``pictures`` are stored pictures by the template's input that takes them; ``shown`` are the characters that can be
+    seen: the one asked for, and those on the pictures.
     """
 
     model: BaseModel
     template: Template
     character: Character | None
     version: Version | None
-    still: Asset | None = None
+    pictures: Mapping[str, Asset] = field(default_factory=dict)
     shown: tuple[Character, ...] = ()
 
 
@@ -103,9 +104,10 @@ class Generation:
             if first is not None:
                 return _job(c, project_id, first["job_id"])
             cast = self._cast(c, project_id, request)
-            rating = rating_with(asked_rating, cast.still)
-            check_request_content(request, rating, cast.shown)
-            bound = bind(cast.template, self._values(request, cast))
+            rating = rating_with(asked_rating, cast.pictures.values())
+            values = self._values(request, cast)
+            check_request_content(request, rating, cast.shown, cast.template, values)
+            bound = bind(cast.template, values)
             check_pods(c, project_id)
             job = self._jobs.insert(c, self._new_job(project_id, request, rating, cast, bound))
             if once is not None:
@@ -122,15 +124,15 @@ class Generation:
         if request.character_id is not None:
             character = character_of(c, project_id, request.character_id)
             version = version_for_use(c, character, request.version)
-        still = _still(c, project_id, request)
         model = self._model(request, version)
-        template = self._template(request, model, still)
+        template = self._template(request, model)
         check_base(request, template, model, version)
-        check_inputs(request, template, character, still)
-        on_still = still.character_id if still is not None else None
-        pictured = character_rows.get(c, project_id, on_still) if on_still is not None else None
-        shown = tuple(one for one in (character, pictured) if one is not None)
-        return _Cast(model, template, character, version, still, shown)
+        pictures = _pictures(c, project_id, request, template)
+        check_inputs(request, template, character, pictures)
+        on_them = dict.fromkeys(one.character_id for one in pictures.values() if one.character_id is not None)
+        pictured = [character_rows.get(c, project_id, one) for one in on_them]
+        shown = tuple(one for one in (character, *pictured) if one is not None)
+        return _Cast(model, template, character, version, pictures, shown)
 
     def _model(self, request: Request, version: Version | None) -> BaseModel:
         if request.model is not None:
@@ -142,10 +144,11 @@ class Generation:
             return self._catalog.model(version.base_model)
         return self._catalog.default_model(self._settings.default_base_model)
 
-    def _template(self, request: Request, model: BaseModel, still: Asset | None) -> Template:
+    def _template(self, request: Request, model: BaseModel) -> Template:
         kind = "image" if isinstance(request, ImageRequest) else "video"
         if request.workflow is None:
-            return self._catalog.template_for(model.id, kind if still is None else "video_from_image")
+            from_image = kind == "video" and request.image_asset_id is not None
+            return self._catalog.template_for(model.id, "video_from_image" if from_image else kind)
         template = self._catalog.template(request.workflow)
         if template.kind != kind:
             detail = f"workflow {template.name} makes {template.kind}, not {kind}"
@@ -156,9 +159,10 @@ class Generation:
         """The values of the template's inputs; what the template does not take and nobody asked for is left out."""
         template, version = cast.template, cast.version
         values: dict[str, Any] = dict(request.workflow_inputs)
-        values.update({name: getattr(request, name, None) for name in PLAIN_INPUTS})
+        values.update({name: getattr(request, name) for name in PLAIN_INPUTS if hasattr(request, name)})
         values["prompt"] = compose(request.prompt, cast.character)
-        values["frames"] = frames_of(request, template)
+        if isinstance(request, VideoRequest):
+            values["frames"] = frames_of(request, template)
         values["seed"] = request.seed
         values["lora_strength"] = request.lora_strength
         values["negative_prompt"] = request.negative_prompt
@@ -166,17 +170,17 @@ class Generation:
             values["lora_strength"] = version.default_strength
         ours = {
             "lora_strength": version.default_strength if version is not None else None,
-            "negative_prompt": cast.model.negative_prompt or None,
+            "negative_prompt": _unless_its_own(template, "negative_prompt", cast.model.negative_prompt or None),
             "seed": secrets.randbelow(SEEDS),
-            "checkpoint": cast.model.checkpoint,
+            "checkpoint": cast.model.checkpoint if _is_internal(template, "checkpoint") else None,
             "character_id": cast.character.id if cast.character is not None else None,
             "version": version.number if version is not None else None,
             "lora_sha256": version.lora_sha256 if version is not None else None,
-            "image": _file_name(cast.still) if cast.still is not None else None,
         }
         for name, value in ours.items():
             if values.get(name) is None and template.takes(name):
                 values[name] = value
+        values.update({name: _file_name(picture) for name, picture in cast.pictures.items()})
         for name in ("width", "height"):
             if values[name] is None and template.takes(name) and template.inputs[name].required:
                 values[name] = getattr(cast.model, name)
@@ -202,7 +206,7 @@ class Generation:
             version=version.number if version is not None else None,
             base_model=cast.model.id,
             seed=bound.seed,
-            files=[(_file_name(cast.still), cast.still.key)] if cast.still is not None else [],
+            files=list(dict.fromkeys((_file_name(one), one.key) for one in cast.pictures.values())),
             estimate_seconds=template.estimate_seconds * int(bound.values.get("count", 1)),
             metadata=request.metadata,
             end_user=request.end_user,
@@ -239,14 +243,33 @@ def _provenance(job: Job, attempt: Attempt, now: float) -> dict[str, Any]:
     }
 
 
-def _still(c: Connection, project_id: str, request: Request) -> Asset | None:
-    if isinstance(request, ImageRequest) or request.image_asset_id is None:
-        return None
-    asset = asset_rows.get(c, project_id, request.image_asset_id)
+def _pictures(c: Connection, project_id: str, request: Request, template: Template) -> dict[str, Asset]:
+    """The stored pictures that a request names, by the template's input that takes them."""
+    named = {
+        name: (f"/{name}", str(value))
+        for name, value in request.workflow_inputs.items()
+        if template.takes(name) and template.inputs[name].type == "image" and not template.inputs[name].internal
+    }
+    if request.image_asset_id is not None:
+        named["image"] = ("/image_asset_id", request.image_asset_id)
+    return {name: _picture(c, project_id, pointer, asset_id) for name, (pointer, asset_id) in named.items()}
+
+
+def _picture(c: Connection, project_id: str, pointer: str, asset_id: str) -> Asset:
+    asset = asset_rows.get(c, project_id, asset_id)
     if asset is None or asset.status != "stored" or asset.kind not in ("image", "sample"):
-        detail = f"there is no picture {request.image_asset_id!r}"
-        raise NotFound(detail, errors=[{"pointer": "/image_asset_id", "detail": detail}])
+        detail = f"there is no picture {asset_id!r}"
+        raise NotFound(detail, errors=[{"pointer": pointer, "detail": detail}])
     return asset
+
+
+def _unless_its_own(template: Template, name: str, value: Any) -> Any:
+    """A base model's value, None where the template brings one of its own."""
+    return None if template.takes(name) and template.inputs[name].default else value
+
+
+def _is_internal(template: Template, name: str) -> bool:
+    return template.takes(name) and template.inputs[name].internal
 
 
 def _file_name(asset: Asset) -> str:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from controlplane.domain.assets import Asset
 from controlplane.domain.characters import Character, Version
 from controlplane.domain.content import Rating, check_content
 from controlplane.errors import BaseMismatch, Unprocessable
-from controlplane.services.requests import ImageRequest, Request, VideoRequest
+from controlplane.services.requests import ImageRequest, Request
 from controlplane.settings import Settings
 from controlplane.workflows.models import BaseModel
+from controlplane.workflows.screening import wanted_texts
 from controlplane.workflows.template import Template
 
 
@@ -29,7 +31,9 @@ def check_base(request: Request, template: Template, model: BaseModel, version: 
         raise BaseMismatch(detail, errors=[{"pointer": "/workflow", "detail": detail}])
 
 
-def check_inputs(request: Request, template: Template, character: Character | None, still: Asset | None) -> None:
+def check_inputs(
+    request: Request, template: Template, character: Character | None, pictures: Mapping[str, Asset]
+) -> None:
     """Raise Unprocessable where a request and a template do not fit: better words than binding has for it."""
     errors = []
     if character is None and template.takes("character_id") and template.inputs["character_id"].required:
@@ -38,9 +42,9 @@ def check_inputs(request: Request, template: Template, character: Character | No
         errors.append({"pointer": "/character_id", "detail": f"workflow {template.name} takes no character"})
     if character is None and request.version is not None:
         errors.append({"pointer": "/version", "detail": "a version needs a character_id"})
-    if still is None and template.takes("image") and template.inputs["image"].required:
+    if "image" not in pictures and template.takes("image") and template.inputs["image"].required:
         errors.append({"pointer": "/image_asset_id", "detail": f"workflow {template.name} starts at a picture"})
-    if still is not None and not template.takes("image"):
+    if "image" in pictures and not template.takes("image"):
         errors.append({"pointer": "/image_asset_id", "detail": f"workflow {template.name} takes no picture"})
     known = {one.name for one in dataclasses.fields(request)}
     for name in request.workflow_inputs:
@@ -50,16 +54,19 @@ def check_inputs(request: Request, template: Template, character: Character | No
         raise Unprocessable("; ".join(error["detail"] for error in errors), errors=errors)
 
 
-def rating_with(rating: Rating, still: Asset | None) -> Rating:
-    """The rating of what a request makes: what starts at a mature picture is mature too."""
-    return "mature" if still is not None and still.rating == "mature" else rating
+def rating_with(rating: Rating, pictures: Iterable[Asset]) -> Rating:
+    """The rating of what a request makes: what is made of a mature picture is mature too."""
+    return "mature" if any(picture.rating == "mature" for picture in pictures) else rating
 
 
-def check_request_content(request: Request, rating: Rating, shown: Iterable[Character]) -> None:
-    """Raise ContentRefused where this is not made of those characters here; see ``domain.content``."""
-    wanted = [request.prompt, *(str(value) for value in request.workflow_inputs.values() if isinstance(value, str))]
-    if isinstance(request, VideoRequest):
-        wanted.append(request.motion or "")
+def check_request_content(
+    request: Request, rating: Rating, shown: Iterable[Character], template: Template, values: Mapping[str, Any]
+) -> None:
+    """Raise ContentRefused where this is not made of those characters here; see ``domain.content``.
+
+    ``values`` are the template's inputs in force: what counts is where a text goes, not what its input is called.
+    """
+    wanted = [request.prompt, *wanted_texts(template, values)]
     characters = list(shown)
     about = [text for one in characters for text in (one.class_word, one.name, one.description)]
     check_content(rating, wanted, about, any(one.subject == "real" for one in characters))

@@ -26,6 +26,7 @@ class _Generation:
     format: str | None = None
     rating: str | None = None
     end_user: str | None = None
+    image_asset_id: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     workflow_inputs: Mapping[str, Any] = field(default_factory=dict)
 
@@ -48,7 +49,6 @@ class VideoRequest(_Generation):
     seconds: float | None = None
     fps: float | None = None
     motion: str | None = None
-    image_asset_id: str | None = None
 
 
 Request = ImageRequest | VideoRequest

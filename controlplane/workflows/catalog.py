@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+import threading
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from controlplane.domain.recipes import Recipe
 from controlplane.errors import InvalidTemplate, NotFound, Unprocessable
+from controlplane.workflows import library
 from controlplane.workflows import models as model_files
 from controlplane.workflows import template as template_files
 from controlplane.workflows.models import BaseModel
@@ -17,22 +21,70 @@ from controlplane.workflows.template import Template
 PURPOSES = {"image": "image", "video": "video", "video_from_image": "video", "train": "train"}
 """What a base model names a template for, and the kind that this template must have."""
 
+log = logging.getLogger("troupe.workflows")
+
+
+class Shelf(Mapping[str, Template]):
+    """Templates by name: the shipped ones, which never change, and the imported ones.
+
+    What is read is always one whole, immutable state; a change puts the next state in its place, from any thread.
+    """
+
+    def __init__(self, shipped: Mapping[str, Template], imported: Mapping[str, Template]) -> None:
+        self._shipped = frozenset(shipped)
+        self._lock = threading.Lock()
+        self._state: Mapping[str, Template] = MappingProxyType({**imported, **shipped})
+
+    def __getitem__(self, name: str) -> Template:
+        return self._state[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._state)
+
+    def __len__(self) -> int:
+        return len(self._state)
+
+    def state(self) -> Mapping[str, Template]:
+        """Everything as it is now; it will not change while it is read."""
+        return self._state
+
+    def is_shipped(self, name: str) -> bool:
+        """Whether a template belongs to the code, and can be neither replaced nor removed."""
+        return name in self._shipped
+
+    def put(self, template: Template) -> None:
+        """Add an imported template, or let it take the place of the one of its name."""
+        with self._lock:
+            self._state = MappingProxyType({**self._state, template.name: template})
+
+    def drop(self, name: str) -> None:
+        """Take an imported template away."""
+        with self._lock:
+            self._state = MappingProxyType({key: one for key, one in self._state.items() if key != name})
+
 
 @dataclass(frozen=True)
 class Catalog:
     """Templates by name, base models by id, recipes by base and name."""
 
-    templates: Mapping[str, Template]
+    templates: Shelf
     models: Mapping[str, BaseModel]
     recipes: Mapping[str, Mapping[str, Recipe]]
 
     @classmethod
-    def load(cls, folder: Path) -> Catalog:
-        """Read a folder of templates with its models.yaml and recipes.yaml; InvalidTemplate where it does not fit."""
+    def load(cls, folder: Path, imported: Path | None = None) -> Catalog:
+        """Read a folder of templates with its models.yaml and recipes.yaml; InvalidTemplate where it does not fit.
+
+        ``imported`` is the folder of imported templates: one that cannot be read, or has the name of a shipped one, is
+        left out, so that nothing imported ever keeps a server from starting.
+        """
         folders = sorted(path.parent for path in folder.glob("*/manifest.yaml"))
-        loaded = [template_files.load(path) for path in folders]
+        shipped = {template.name: template for template in map(template_files.load, folders)}
+        added = library.load_all(imported) if imported is not None else {}
+        for name in sorted(set(added) & set(shipped)):
+            log.error("imported workflow %s is left out: a workflow of that name belongs to this version", name)
         catalog = cls(
-            templates={template.name: template for template in loaded},
+            templates=Shelf(shipped, added),
             models=model_files.load_models(folder / "models.yaml"),
             recipes=model_files.load_recipes(folder / "recipes.yaml"),
         )
@@ -41,9 +93,10 @@ class Catalog:
 
     def template(self, name: str) -> Template:
         """The template of that name; NotFound lists what there is."""
-        if name not in self.templates:
-            raise NotFound(f"There is no workflow {name!r}; there are {_listed(self.templates)}.")
-        return self.templates[name]
+        known = self.templates.state()
+        if name not in known:
+            raise NotFound(f"There is no workflow {name!r}; there are {_listed(known)}.")
+        return known[name]
 
     def model(self, base: str) -> BaseModel:
         """The base model of that id; Unprocessable lists what there is."""

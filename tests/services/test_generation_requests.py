@@ -36,7 +36,7 @@ def with_another_base(s: Studio) -> None:
     model = s.catalog.models["sketch"].model_copy(update={"id": "other", "templates": {"image": "other_image"}})
     template = dataclasses.replace(s.catalog.templates["sketch_image"], name="other_image", base="other")
     s.catalog.models["other"] = model  # type: ignore[index]
-    s.catalog.templates["other_image"] = template  # type: ignore[index]
+    s.catalog.templates.put(template)
 
 
 async def test_the_trigger_and_class_word_come_first(tmp_path: Path) -> None:

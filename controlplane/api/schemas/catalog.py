@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from controlplane.api.schemas.base import Reply
+from controlplane.api.schemas.base import Links, Reply, Request
 
 
 class WorkflowInput(Reply):
@@ -43,6 +43,7 @@ class Workflow(Reply):
     inputs: dict[str, WorkflowInput]
     outputs: list[WorkflowOutput]
     needs: dict[str, Any]
+    imported: bool = Field(description="Whether it was imported here; the others belong to Troupe itself.")
     takes_character: bool = Field(description="Whether a request names a `character_id`.")
     estimate_seconds: float
     example: dict[str, Any]
@@ -52,6 +53,61 @@ class WorkflowDetail(Workflow):
     """A workflow template with its graph."""
 
     graph: dict[str, Any] = Field(description="ComfyUI's API format.")
+    versions: list[str] = Field(description="Digests of the versions before this one, newest last.")
+
+
+class ImportWorkflow(Request):
+    """A graph to import. As a form, a file takes the place of `graph`: an API export, or a picture that carries one."""
+
+    graph: dict[str, Any] = Field(description='ComfyUI\'s API format, or `{"prompt": ...}` around it.')
+    name: str | None = Field(
+        None, pattern=r"^[a-z][a-z0-9_]{0,63}$", description="What requests call it; default: the file's name."
+    )
+    title: str | None = Field(None, min_length=1, max_length=200)
+    kind: Literal["image", "video"] | None = Field(None, description="Default: what the graph saves.")
+    base: str | None = Field(
+        None, min_length=1, max_length=64, description="The base model of its characters; default: by its checkpoint."
+    )
+    insert_character: bool = Field(False, description="Put a CharacterLoRALoader behind checkpoint and LoRA loaders.")
+    dry_run: bool = Field(False, description="Only tell what would come of it.")
+
+
+class FoundInput(Reply):
+    """One input that was found, and how."""
+
+    name: str
+    by: Literal["titled", "traced"]
+    how: str
+    places: list[str] = Field(description="`node.field`")
+
+
+class GraphChange(Reply):
+    """One difference between the file and the template."""
+
+    action: Literal["replaced", "inserted", "removed", "rewired"]
+    node: str
+    detail: str
+
+
+class PodFit(Reply):
+    """What one pod lacks for the workflow; nothing where it can run it."""
+
+    pod: str
+    state: str
+    missing: list[str]
+
+
+class ImportedWorkflow(Reply):
+    """What an import came to; `checked` is the answer to a dry run."""
+
+    status: Literal["created", "changed", "unchanged", "checked"]
+    workflow: WorkflowDetail
+    previous_digest: str | None
+    findings: list[FoundInput]
+    diff: list[GraphChange]
+    pods: list[PodFit]
+    warnings: list[str]
+    links: Links
 
 
 class WorkflowPage(Reply):

@@ -30,6 +30,7 @@ class Generate(Request):
     )
     model: str | None = Field(None, min_length=1, max_length=64, description="A base model's id.")
     workflow: str | None = Field(None, min_length=1, max_length=80, description="A workflow template's name.")
+    image_asset_id: str | None = Field(None, max_length=40, description="A picture to start at.")
     rating: Rating | None = None
     end_user: str | None = Field(None, max_length=200, description="Your own id of the person you ask for.")
     metadata: FreeJson = Field(default_factory=dict)
@@ -49,5 +50,4 @@ class GenerateVideo(Generate):
     seconds: float | None = Field(None, gt=0, le=600, allow_inf_nan=False)
     fps: float | None = Field(None, gt=0, le=120, allow_inf_nan=False)
     motion: str | None = Field(None, max_length=2000, description="What moves, in words.")
-    image_asset_id: str | None = Field(None, max_length=40)
     format: Literal["mp4", "webm"] | None = None

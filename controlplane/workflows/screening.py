@@ -1,0 +1,97 @@
+"""Which texts of a template decide what is painted: those are held to the content rules, whatever they are called."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from controlplane.workflows.template import Input, Template
+from controlplane.workflows.walking import Use, uses
+
+POSITIVE_SLOT, NEGATIVE_SLOT = 0, 1
+
+
+def wanted_texts(template: Template, values: Mapping[str, Any]) -> list[str]:
+    """Every text that a request and the graph itself put into the picture; ``values`` are the inputs in force.
+
+    Left out is only what the server sets, and what goes nowhere but to the negative side of a sampler that keeps away
+    from it (guidance of 1 or more): such a text says what is *not* wanted, and its input's name has no say in it.
+    """
+    walk = _Walk(template)
+    texts = []
+    for name, spec in template.inputs.items():
+        value = values.get(name, spec.default)
+        if spec.internal or not isinstance(value, str) or spec.type == "image":
+            continue
+        if not spec.targets or not all(walk.only_negative(target.node) for target in spec.targets):
+            texts.append(value)
+            texts += [target.text for target in spec.targets if target.text is not None]
+    return texts + fixed_texts(template, walk)
+
+
+def fixed_texts(template: Template, walk: _Walk | None = None) -> list[str]:
+    """The texts written into the graph itself that no input replaces, the purely negative ones left out."""
+    walk = walk or _Walk(template)
+    written = {(target.node, target.field) for spec in template.inputs.values() for target in spec.targets}
+    return [
+        text
+        for node_id, node in template.graph.items()
+        for field, value in node.inputs.items()
+        if (node_id, field) not in written
+        for text in _texts_in(value)
+        if not walk.only_negative(node_id)
+    ]
+
+
+class _Walk:
+    """Where the texts of one template's nodes end up."""
+
+    def __init__(self, template: Template) -> None:
+        self._graph = template.graph
+        self._uses = uses(template.graph)
+        self._inputs_at = {
+            (target.node, target.field): spec for spec in template.inputs.values() for target in spec.targets
+        }
+        self._known: dict[str, bool] = {}
+
+    def only_negative(self, node_id: str) -> bool:
+        """Whether all that a node gives ends at the negative side of guided samplers."""
+        if node_id not in self._known:
+            self._known[node_id] = self._ends_negative(node_id, None)
+        return self._known[node_id]
+
+    def _ends_negative(self, node_id: str, slot: int | None) -> bool:
+        taken = [use for use in self._uses[node_id] if slot is None or use.slot == slot]
+        return bool(taken) and all(self._is_negative(use) for use in taken)
+
+    def _is_negative(self, use: Use) -> bool:
+        inputs = self._graph[use.node].inputs
+        if use.name != "negative":
+            return not use.name.startswith("positive") and self.only_negative(use.node)
+        if self._is_guided(use.node):
+            return True
+        # Nodes such as ControlNetApplyAdvanced take both sides and give both on, in this order.
+        return "positive" in inputs and self._ends_negative(use.node, NEGATIVE_SLOT)
+
+    def _is_guided(self, node_id: str) -> bool:
+        """Whether a node keeps away from its negative side: its cfg is 1 or more, whatever a request says."""
+        spec = self._inputs_at.get((node_id, "cfg"))
+        cfg = self._graph[node_id].inputs.get("cfg")
+        if spec is not None:
+            return _at_least_one(spec)
+        return isinstance(cfg, int | float) and not isinstance(cfg, bool) and cfg >= 1
+
+
+def _at_least_one(spec: Input) -> bool:
+    return spec.min is not None and spec.min >= 1
+
+
+def _texts_in(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for one in value.values():
+            yield from _texts_in(one)
+    elif isinstance(value, list) and not (len(value) == 2 and isinstance(value[1], int)):
+        for one in value:
+            yield from _texts_in(one)
