@@ -71,7 +71,7 @@ class RunPodLauncher:
 
         422 and every other refusal ends it, 402 as LauncherUnpaid; 400 and 403 go on to the next offer.
         """
-        patience = Patience(self._wire.timing.patience)
+        patience = Patience(self._wire.timing.renting)
         refusals: list[_No] = []
         for offer in offers:
             got = await self._try(order, offer, patience)

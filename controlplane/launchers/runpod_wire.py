@@ -23,13 +23,17 @@ MAX_DETAIL = 500
 
 @dataclass(frozen=True)
 class Timing:
-    """How long to wait, seconds: for an answer, for a pod to be created, before the next try (doubled each time), and
-    for everything that one call of ours does at the provider, waits included."""
+    """How long to wait, seconds: for an answer, for a pod to be created, before the next try (doubled each time).
+
+    ``patience`` is for everything that one call of ours does at the provider, waits included; ``renting`` the same
+    for one that creates a pod.
+    """
 
     answer: float = 30.0
     creation: float = 90.0
     pause: float = 1.0
-    patience: float = 150.0
+    patience: float = 60.0
+    renting: float = 240.0
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ pod twice does no harm.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -62,17 +63,13 @@ class Reconciler:
         # In this order: a request is in the books before its pod can be in the list.
         pods = await launcher.list()
         installation, books, heard = await self._db.read(self._books.read, launcher.provider, pods)
-        done, problems = [], []
-        for step in plan(pods, books, heard, installation, self._clock.now(), self._limits()):
-            try:
-                if await self._do(launcher, step, books, pods):
-                    done.append(step)
-                    log.info("%s %s (%s): %s", step.kind, step.pod or step.rental, step.name, step.reason)
-            except TroupeError as error:
-                problems.append(f"{step.name or step.pod}: {error.detail}")
+        steps = plan(pods, books, heard, installation, self._clock.now(), self._limits())
+        # At once, so that one that the provider keeps us waiting for does not hold up the others.
+        outcomes = await asyncio.gather(*(self._try(launcher, step, books, pods) for step in steps))
+        done = tuple(step for step, outcome in zip(steps, outcomes, strict=True) if outcome is True)
         if done:
             self._hints.wake()
-        return Report(tuple(done), tuple(problems))
+        return Report(done, tuple(outcome for outcome in outcomes if isinstance(outcome, str)))
 
     async def sweep(self) -> None:
         """Reconcile from time to time; a provider that does not answer is told in the log, once each time."""
@@ -93,6 +90,18 @@ class Reconciler:
             silence=settings.pod_silence_seconds,
             since=self._since,
         )
+
+    async def _try(
+        self, launcher: Launcher, step: Step, books: Sequence[Rental], pods: Sequence[RentedPod]
+    ) -> bool | str:
+        """Do one step; False where somebody else was quicker, words where it cannot be done now."""
+        try:
+            done = await self._do(launcher, step, books, pods)
+        except TroupeError as error:
+            return f"{step.name or step.pod}: {error.detail}"
+        if done:
+            log.info("%s %s (%s): %s", step.kind, step.pod or step.rental, step.name, step.reason)
+        return done
 
     async def _do(self, launcher: Launcher, step: Step, books: Sequence[Rental], pods: Sequence[RentedPod]) -> bool:
         """Do one step; False where somebody else was quicker."""

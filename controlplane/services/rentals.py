@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from ipaddress import ip_address
+from typing import Any
 from urllib.parse import urlsplit
 
 from controlplane.db import rentals as rental_rows
@@ -51,7 +52,7 @@ class Rentals:
         self._books = books
         self._join_token = join_token
         self._launcher = launcher
-        self._asking: set[asyncio.Task[Rental]] = set()
+        self._under_way: set[asyncio.Task[Rental]] = set()
 
     async def rent(self, project_id: str, wanted: RentRequest, key: str | None = None) -> Rental:
         """Rent one pod. Answers it as ``booting``, or as ``requested`` while the provider takes its time.
@@ -68,11 +69,7 @@ class Rentals:
         )
         if not offers:
             return rental
-        task = asyncio.create_task(self._ask(launcher, rental, self._order(rental, wish, wanted), offers))
-        self._asking.add(task)
-        task.add_done_callback(self._asked)
-        done, _ = await asyncio.wait({task}, timeout=ANSWER_SECONDS)
-        return task.result() if done else rental
+        return await self._soon(self._ask(launcher, rental, self._order(rental, wish, wanted), offers), rental)
 
     async def get(self, project_id: str, rental_id: str) -> Rental:
         """One rental; NotFound where there is none."""
@@ -103,16 +100,16 @@ class Rentals:
             launcher = self._launcher_or_refuse()
             await self._db.write(self._books.begin_end, rental, OPEN, ASKED_FOR)
             rental = await self.get(project_id, rental_id)
+            self._hints.wake()
             if rental.state == ENDING and rental.provider_id is not None:
-                await self._end_at(launcher, rental.provider_id, rental)
-        self._hints.wake()
-        return await self.get(project_id, rental_id)
+                return await self._soon(self._end_at(launcher, rental.provider_id, rental), rental)
+        return rental
 
     async def stop(self) -> None:
         """Let go of requests that are under way; the reconciler finds what comes of them."""
-        for task in self._asking:
+        for task in self._under_way:
             task.cancel()
-        await asyncio.gather(*self._asking, return_exceptions=True)
+        await asyncio.gather(*self._under_way, return_exceptions=True)
 
     def _launcher_or_refuse(self) -> Launcher:
         if self._launcher is None:
@@ -177,22 +174,32 @@ class Rentals:
         price = pod.price_per_hour or next((o.price_per_hour for o in offers if o.gpu == pod.gpu), None)
         if not await self._db.write(self._books.created, rental.id, dataclasses.replace(pod, price_per_hour=price)):
             # It was ended meanwhile, or the reconciler gave it another pod: this one is nobody's.
-            await self._end_at(launcher, pod.id, rental)
+            return await self._end_at(launcher, pod.id, rental)
         return await self.get(rental.project_id, rental.id)
 
-    async def _end_at(self, launcher: Launcher, provider_id: str, rental: Rental) -> None:
+    async def _end_at(self, launcher: Launcher, provider_id: str, rental: Rental) -> Rental:
         """Terminate a pod and finish its rental if that is ending; what fails is left to the reconciler."""
         try:
             await launcher.end(provider_id)
         except TroupeError as error:
             log.warning("pod %s of rental %s is not ended yet: %s", provider_id, rental.id, error.detail)
-            return
-        current = await self.get(rental.project_id, rental.id)
-        if current.provider_id == provider_id:
-            await self._db.write(self._books.finish, rental.id, (ENDING,), ENDED, current.reason)
+        else:
+            current = await self.get(rental.project_id, rental.id)
+            if current.provider_id == provider_id:
+                await self._db.write(self._books.finish, rental.id, (ENDING,), ENDED, current.reason)
+            self._hints.wake()
+        return await self.get(rental.project_id, rental.id)
 
-    def _asked(self, task: asyncio.Task[Rental]) -> None:
-        self._asking.discard(task)
+    async def _soon(self, work: Coroutine[Any, Any, Rental], rental: Rental) -> Rental:
+        """What the work answers, or the rental as it is now where that takes long; the work goes on by itself then."""
+        task = asyncio.create_task(work)
+        self._under_way.add(task)
+        task.add_done_callback(self._is_over)
+        done, _ = await asyncio.wait({task}, timeout=ANSWER_SECONDS)
+        return task.result() if done else rental
+
+    def _is_over(self, task: asyncio.Task[Rental]) -> None:
+        self._under_way.discard(task)
         if not task.cancelled() and task.exception() is not None:
             log.warning("a pod was not rented: %s", task.exception())
 
