@@ -7,6 +7,7 @@ import errno
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
+from urllib.parse import quote
 
 import aiohttp
 
@@ -30,7 +31,9 @@ ASIDE_SECONDS = 10.0
 """For questions whose answer is welcome, not needed."""
 
 RESTARTING = 503
-"""What an agent answers for its ComfyUI while that is away, passing nothing on; ComfyUI itself never does."""
+"""What an agent answers for a ComfyUI that is away; ComfyUI itself never does."""
+NOT_SENT_ON = frozenset({"comfyui_down", "draining"})
+"""The agent's codes for a prompt that it kept from ComfyUI; with any other it is in doubt."""
 
 # Another pod may have the model, the class or the file; these words of node_errors say that this one has not.
 POD_SPECIFIC_ERRORS = frozenset({"value_not_in_list", "custom_validation_failed"})
@@ -56,7 +59,7 @@ class ComfyClient:
         body = prompt_body(graph, prompt_id, client_id)
         async with self._call("POST", "/prompt", json=body) as response:
             text = await response.text()
-            if response.status == RESTARTING:
+            if response.status == RESTARTING and _code(text) in NOT_SENT_ON:
                 raise PodUnreachable(f"The pod takes no prompt now: {text[:200]}", never_sent=True)
             if response.status >= 500:
                 # A 500 may still have queued it.
@@ -124,6 +127,10 @@ class ComfyClient:
         """Versions and memory. A 200 says that HTTP answers, not that the worker lives."""
         return await self._get("/system_stats")
 
+    async def object_info(self, node_class: str) -> Mapping[str, Any]:
+        """What a node class says of itself, ``{class: {input, output, ...}}``; empty where there is no such class."""
+        return await self._get(f"/object_info/{quote(node_class, safe='')}")
+
     async def incident(self, prompt_id: str) -> Incident | None:
         """What befell ComfyUI under this prompt; None where nothing did, or where no agent is there to tell."""
         body = await self._find(f"/troupe/incidents/{prompt_id}")
@@ -189,6 +196,15 @@ def _json(text: str) -> Mapping[str, Any]:
     except ValueError as error:
         raise PodUnreachable(f"The pod's answer is not JSON: {text[:200]}") from error
     return body if isinstance(body, dict) else {}
+
+
+def _code(text: str) -> str:
+    """The ``code`` of a problem document, empty where the text is none."""
+    try:
+        body = json.loads(text)
+    except ValueError:
+        return ""
+    return str(body.get("code") or "") if isinstance(body, dict) else ""
 
 
 def _unexpected(status: int, path: str, text: str) -> PodRefused | PodUnreachable:

@@ -246,27 +246,21 @@ def _lines(value: Any) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Worker:
-    """What the node pack says of the thread that runs prompts. Ages are seconds; None where nothing runs."""
+    """What the node pack says of the thread that runs prompts; ``beat_age`` is seconds, None where nothing runs."""
 
     alive: bool
     prompt_id: str | None = None
     beat_age: float | None = None
-    seconds_per_step: float | None = None
 
 
 def parse_worker(body: Mapping[str, Any]) -> Worker:
     """Read ``GET /troupe/state`` of the node pack."""
-    prompt_id = body.get("prompt_id")
+    prompt_id, age = body.get("prompt_id"), body.get("beat_age_seconds")
     return Worker(
         bool(body.get("worker_alive")),
         None if prompt_id is None else str(prompt_id),
-        _number(body.get("beat_age_seconds")),
-        _number(body.get("seconds_per_step")),
+        float(age) if isinstance(age, (int, float)) else None,
     )
-
-
-def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, (int, float)) else None
 
 
 @dataclass(frozen=True)

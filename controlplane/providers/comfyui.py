@@ -33,8 +33,6 @@ log = logging.getLogger(__name__)
 
 PROBE_SECONDS = 10.0
 LOG_LINES = 40
-SLOW_STEPS = 20
-"""A worker that works on steps may be silent for so many of them."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +87,7 @@ class ComfyUIProvider:
         client = self._client(work.pod)
         looks = _Looks(self._pace)
         meter = _Meter(work.graph)
-        quiet = _Quiet(self._pace.quiet)
+        quiet = _Quiet(self._pace.quiet, guarded=work.pod.kind == "comfyui")
         running = False
         async with PodSocket(self._session, work.pod.url, work.pod.token, work.client_id) as socket:
             # A hint that comes before the first look is never missed; a pod without hints costs this wait once.
@@ -194,9 +192,14 @@ async def _log_tail(client: ComfyClient) -> tuple[str, ...]:
 
 @dataclass
 class _Quiet:
-    """Since when no hint came, and whether a pod that sends none is at work all the same. Monotonic seconds."""
+    """Since when no hint came, and whether a pod that sends none is at work all the same. Monotonic seconds.
+
+    On a ``guarded`` pod an agent judges how long a worker may be silent, knowing which node it is at, and restarts
+    ComfyUI where it is too long: there a worker that lives and has the prompt is enough.
+    """
 
     seconds: float
+    guarded: bool
     since: float = field(default_factory=time.monotonic)
     asked: float = field(default_factory=time.monotonic)
 
@@ -204,7 +207,7 @@ class _Quiet:
         self.since = self.asked = time.monotonic()
 
     async def but_alive(self, client: ComfyClient, prompt_id: str) -> bool:
-        """Whether it has been quiet for a while and the worker beat meanwhile, or may still be within a slow step."""
+        """Whether it has been quiet for a while, and the worker is at this prompt and not given up."""
         now = time.monotonic()
         if now - self.asked < self.seconds:
             return False
@@ -213,9 +216,9 @@ class _Quiet:
             worker = await client.worker()
         except (PodUnreachable, PodRefused):
             return False
-        if worker is None or not worker.alive or worker.prompt_id != prompt_id or worker.beat_age is None:
+        if worker is None or not worker.alive or worker.prompt_id != prompt_id:
             return False
-        if worker.beat_age >= max(now - self.since, SLOW_STEPS * (worker.seconds_per_step or 0.0)):
+        if not self.guarded and (worker.beat_age is None or worker.beat_age >= now - self.since):
             return False
         self.heard()
         return True

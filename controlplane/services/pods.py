@@ -150,11 +150,11 @@ class Pods:
         if not hmac.compare_digest(pod.key_hash, key_hash):
             raise Unauthorized("The pod key is not this pod's; register again.")
         now = self._clock.now()
+        # What a pod drains for by itself ends when it says so; what we asked of it does not.
         draining = pod.draining or body.get("state") == DRAINING
         joining = body.get("state") == JOINING
         values = {
             "state": DRAINING if draining else JOINING if joining else READY,
-            "draining": draining,
             "boot": body.get("boot") if joining else None,
             **_restarts(pod, body),
             "queue_length": body.get("queue_running", 0) + body.get("queue_pending", 0),
@@ -170,7 +170,7 @@ class Pods:
         revived = values["state"] == READY and pod.state != READY
         if revived:
             append(c, pod.project_id, events.POD_READY, {"pod_id": pod.id, "name": pod.name}, now=now)
-        return draining, revived
+        return pod.draining, revived
 
     def _sweep(self, c: Connection) -> Sequence[Pod]:
         now = self._clock.now()

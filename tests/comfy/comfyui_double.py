@@ -79,7 +79,8 @@ class ComfyUIDouble:
         self.rename_uploads = False
         self.calls: list[str] = []
         self.away = False
-        """The agent answers 503 for its ComfyUI."""
+        """The agent answers 503 for its ComfyUI, with this code."""
+        self.away_code = "comfyui_down"
         self.incidents: dict[str, dict[str, Any]] = {}
         self.log: list[str] | None = None
         self.worker: dict[str, Any] | None = None
@@ -151,7 +152,8 @@ class ComfyUIDouble:
             return web.Response(status=401)
         self.calls.append(f"{request.method} {request.path}")
         if self.away and not request.path.startswith(("/troupe/incidents/", "/troupe/log")):
-            return web.Response(status=503, headers={"Retry-After": "2"}, text="ComfyUI is starting")
+            problem = {"code": self.away_code, "detail": "ComfyUI is being started"}
+            return web.json_response(problem, status=503, headers={"Retry-After": "3"})
         response: web.StreamResponse = await handler(request)
         return response
 

@@ -192,15 +192,18 @@ async def test_a_pod_without_an_agent_has_no_log(client: ComfyClient, double: Co
 
 
 async def test_the_node_pack_says_what_the_worker_does(client: ComfyClient, double: ComfyUIDouble) -> None:
-    double.worker = {"worker_alive": True, "prompt_id": "p", "beat_age_seconds": 2, "seconds_per_step": None}
-    assert await client.worker() == Worker(True, "p", 2.0, None)
+    double.worker = {"worker_alive": True, "prompt_id": "p", "beat_age_seconds": 2}
+    assert await client.worker() == Worker(True, "p", 2.0)
 
 
-async def test_a_prompt_that_meets_a_restart_was_never_sent_on(client: ComfyClient, double: ComfyUIDouble) -> None:
-    double.away = True
+@pytest.mark.parametrize(("code", "kept"), [("comfyui_down", True), ("draining", True), ("comfyui_silent", False)])
+async def test_an_agents_503_says_whether_the_prompt_was_kept_from_comfyui(
+    client: ComfyClient, double: ComfyUIDouble, code: str, kept: bool
+) -> None:
+    double.away, double.away_code = True, code
     with pytest.raises(PodUnreachable) as raised:
         await client.submit(replay_graph(), "prompt-1", "client-1")
-    assert raised.value.extra["never_sent"] is True
+    assert raised.value.extra.get("never_sent", False) is kept
 
 
 async def test_an_input_file_that_meets_a_restart_is_not_refused_for_good(

@@ -98,6 +98,15 @@ async def test_a_drain_asked_for_while_a_pod_joined_holds_once_it_is_ready(room:
     assert (ready.state, ready.draining) == ("draining", True)
 
 
+async def test_a_pod_that_drained_by_itself_may_be_ready_again(room: Engine) -> None:
+    pod, key = await room.pods.register(READY, JOIN_TOKEN)
+    seen = []
+    for state in ("draining", "ready"):
+        answer = await room.pods.heartbeat(pod.id, key, {"state": state})
+        seen.append(((await only(room)).state, answer["drain"]))
+    assert seen == [("draining", False), ("ready", False)]
+
+
 async def test_a_restart_is_told_once_with_its_reason(room: Engine) -> None:
     pod, key = await room.pods.register(READY, JOIN_TOKEN)
     for _ in range(2):
