@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 import time
@@ -16,6 +17,8 @@ from .host import Clip, Host, Model, current_host, pause
 from .lora_cache import cache_in
 from .lora_file import read_header
 from .transport import TransportError
+
+log = logging.getLogger(__name__)
 
 VERSION_DEFAULT = -1.0
 _LOCAL_NAME = re.compile(r"[^\\:*?\"<>|]+\.safetensors")
@@ -76,9 +79,11 @@ class CharacterLoRALoader:
             model, clip, matched, total = host.apply_lora(model, clip, found.state_dict, applied)
             if matched == 0:
                 raise RuntimeError(
-                    f"LoRA {found.label} was trained for base {found.base or 'unknown'}, and none of its {total} "
-                    "modules exist in the model that is loaded: it was not applied"
+                    f"LoRA {found.label} was trained for base {found.base or 'unknown'}, and its {total} modules do "
+                    "not fit the model that is loaded: it was not applied"
                 )
+            if matched < total:
+                log.warning("only %d of %d modules of LoRA %s exist in this model", matched, total, found.label)
         shown = {
             "character_id": character_id,
             "version": found.version,
@@ -124,12 +129,12 @@ def _find_by_control_plane(
 
 def _find_locally(host: Host, name: str) -> _Found:
     """An artist's own file in models/loras, by name; its trigger and base are read from its metadata."""
-    from safetensors.torch import load_file
+    from safetensors.torch import load
 
     path = _local_file(host, name)
     header = read_header(path)
     base = header.metadata.get("ss_base_model_version", "")
-    return _Found(path.name, 0, "", base, header.trigger, 1.0, load_file(path))
+    return _Found(path.name, 0, "", base, header.trigger, 1.0, load(path.read_bytes()))
 
 
 def _local_file(host: Host, name: str) -> Path:

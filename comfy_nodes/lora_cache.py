@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .lora_file import Header, LoraFileError, read_header
-from .transport import Stream, TransportError, retrying
+from .transport import Stream, TransportError, interruptible, retrying
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,12 +65,12 @@ class LoraCache:
         Raises LoraCacheError, LoraFileError (no whole safetensors file) or TransportError.
         """
         with self._turn(sha256):
-            lora = self._from_memory(sha256)
+            lora = self._from_memory(sha256) or self._from_disk(sha256)
             if lora is None:
-                path = self._path(sha256)
-                if not path.exists():
-                    self._download(sha256, size, source, pause)
-                lora = self._load(sha256, path)
+                self._download(sha256, size, source, pause)
+                lora = self._from_disk(sha256)
+            if lora is None:
+                raise LoraCacheError("the LoRA was deleted while it was being loaded")
             with suppress(FileNotFoundError):
                 os.utime(self._path(sha256))
             return lora
@@ -111,10 +111,20 @@ class LoraCache:
         # Whoever deleted the file (an operator, a revoked version) meant the LoRA, not the copy of it in memory.
         return lora if lora is not None and self._path(sha256).exists() else None
 
-    def _load(self, sha256: str, path: Path) -> Lora:
-        from safetensors.torch import load_file
+    def _from_disk(self, sha256: str) -> Lora | None:
+        """The whole file, once: a mapped one would be read again and again, and end the process if it shrank."""
+        from safetensors.torch import load
 
-        lora = Lora(sha256, read_header(path), load_file(path))
+        path = self._path(sha256)
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        if hashlib.sha256(content).hexdigest() != sha256:
+            # A power cut or a failing disk: what its name promises is somewhere else still.
+            path.unlink(missing_ok=True)
+            return None
+        lora = Lora(sha256, read_header(path), load(content))
         with self._lock:
             self._resident[sha256] = lora
             self._resident.move_to_end(sha256)
@@ -217,14 +227,13 @@ def _continue_download(part: Path, size: int, source: Source, pause: Pause) -> N
         have = 0
     if have == size and part.exists():
         return
-    with source(have) as stream:
+    with interruptible(lambda: source(have), pause) as stream:
         if stream.start not in (0, have):
             raise TransportError(502, "bad_range", f"asked for byte {have}, was sent byte {stream.start}")
         with part.open("r+b" if part.exists() else "wb") as file:
             file.truncate(stream.start)
             file.seek(stream.start)
             for chunk in stream.chunks:
-                pause(0.0)
                 if file.tell() + len(chunk) > size:
                     raise LoraCacheError(f"the server sends more than the {size} bytes it promised")
                 file.write(chunk)

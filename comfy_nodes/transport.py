@@ -6,13 +6,16 @@ import contextlib
 import http.client
 import ipaddress
 import json
+import queue
 import random
 import re
+import threading
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +24,9 @@ T = TypeVar("T")
 
 TIMEOUT_SECONDS = 30.0
 CHUNK_BYTES = 1 << 18
+# How often someone who waits for a silent peer is asked whether to go on, and how many chunks are read ahead.
+LOOK_EVERY_SECONDS = 0.2
+CHUNKS_AHEAD = 8
 # Everything that means "the other side or the way to it failed", never "the request was wrong".
 _NETWORK_ERRORS = (OSError, http.client.HTTPException)
 
@@ -81,6 +87,60 @@ def open_stream(url: str, offset: int = 0, timeout: float = TIMEOUT_SECONDS) -> 
     request = urllib.request.Request(url, headers=headers)
     with _open(request, timeout) as response:
         yield Stream(_start_of(response), _chunks(response, url))
+
+
+@contextlib.contextmanager
+def interruptible(
+    source: Callable[[], AbstractContextManager[Stream]], pause: Callable[[float], None]
+) -> Iterator[Stream]:
+    """The stream that `source` opens, read by a thread of its own: `pause` may raise while the peer says nothing.
+
+    The thread of an interrupted wait ends by itself, at the latest with the request's own timeout.
+    """
+    reader = _Reader(source)
+    reader.start()
+    try:
+        start = reader.take(pause)
+        yield Stream(start, iter(lambda: reader.take(pause), None))
+    finally:
+        reader.left.set()
+
+
+class _Reader(threading.Thread):
+    """Hands over the stream's start, then its chunks, then None; or the exception that ended it."""
+
+    def __init__(self, source: Callable[[], AbstractContextManager[Stream]]) -> None:
+        super().__init__(name="troupe-download", daemon=True)
+        self.left = threading.Event()
+        self._source = source
+        self._handed: queue.Queue[Any] = queue.Queue(CHUNKS_AHEAD)
+
+    def run(self) -> None:
+        try:
+            with self._source() as stream:
+                self._hand_over(stream.start)
+                for chunk in stream.chunks:
+                    if self.left.is_set():
+                        return
+                    self._hand_over(chunk)
+            self._hand_over(None)
+        except Exception as error:  # whatever it is, the one who waits has to know
+            self._hand_over(error)
+
+    def take(self, pause: Callable[[float], None]) -> Any:
+        while True:
+            pause(0.0)
+            with contextlib.suppress(queue.Empty):
+                handed = self._handed.get(timeout=LOOK_EVERY_SECONDS)
+                if isinstance(handed, Exception):
+                    raise handed
+                return handed
+
+    def _hand_over(self, thing: Any) -> None:
+        while not self.left.is_set():
+            with contextlib.suppress(queue.Full):
+                self._handed.put(thing, timeout=LOOK_EVERY_SECONDS)
+                return
 
 
 def retrying(
@@ -151,7 +211,7 @@ def _start_of(response: http.client.HTTPResponse) -> int:
 def _chunks(response: http.client.HTTPResponse, url: str) -> Iterator[bytes]:
     while True:
         try:
-            chunk = response.read(CHUNK_BYTES)
+            chunk = response.read1(CHUNK_BYTES)
         except _NETWORK_ERRORS as error:
             raise TransportError(None, "cut_off", f"{_origin(url)} was cut off: {_reason(error)}") from error
         if not chunk:

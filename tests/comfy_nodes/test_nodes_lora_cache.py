@@ -7,6 +7,7 @@ import io
 import os
 import pickle
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -223,3 +224,35 @@ def test_the_header_tells_the_trigger(tmp_path: Path, lora_bytes: Any) -> None:
     path = tmp_path / "a.safetensors"
     path.write_bytes(lora_bytes(metadata={"modelspec.trigger_phrase": "mira woman"}))
     assert read_header(path).trigger == "mira woman"
+
+
+def test_a_prompt_is_interrupted_while_the_store_says_nothing(server: Any, tmp_path: Path, lora_bytes: Any) -> None:
+    class InterruptedError_(Exception):
+        pass
+
+    def interrupted(_seconds: float) -> None:
+        if server.downloads:
+            raise InterruptedError_
+
+    server.slow_seconds = 20.0
+    sha256, size, source = put(server, lora_bytes())
+    started = time.monotonic()
+    with pytest.raises(InterruptedError_):
+        LoraCache(tmp_path).get(sha256, size, source, interrupted)
+    assert time.monotonic() - started < server.slow_seconds / 2
+
+
+def test_a_file_that_was_damaged_on_disk_is_downloaded_again(server: Any, tmp_path: Path, lora_bytes: Any) -> None:
+    sha256, size, source = put(server, lora_bytes())
+    LoraCache(tmp_path).get(sha256, size, source, no_wait)
+    (tmp_path / f"{sha256}.safetensors").write_bytes(bytes(size))
+    assert LoraCache(tmp_path).get(sha256, size, source, no_wait).header.modules == {"lora_unet_a"}
+    assert len(server.downloads) == 2
+
+
+def test_what_is_resident_outlives_damage_to_its_file(server: Any, tmp_path: Path, lora_bytes: Any) -> None:
+    cache = LoraCache(tmp_path)
+    sha256, size, source = put(server, lora_bytes())
+    first = cache.get(sha256, size, source, no_wait)
+    (tmp_path / f"{sha256}.safetensors").write_bytes(b"")
+    assert float(first.state_dict["lora_unet_a.alpha"]) == 2.0
