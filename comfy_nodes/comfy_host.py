@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -63,6 +64,10 @@ class ComfyHost:
         if clip is not None:
             key_map = lora.model_lora_keys_clip(clip.cond_stage_model, key_map)
         converted = _module("comfy.lora_convert").convert_lora(dict(state_dict))
+        weights = {} if model is None else model.model.state_dict()
+        weights |= {} if clip is None else clip.cond_stage_model.state_dict()
+        if not _fits(converted, key_map, weights):
+            return model, clip, 0, _modules_in(converted)
         patches = lora.load_lora(converted, key_map, log_missing=False)
         applied: set[Any] = set()
         patched_model, patched_clip = model, clip
@@ -123,6 +128,25 @@ class ComfyHost:
             return Path(given)
         # Beside models/loras, not in it: a cached LoRA belongs to one project and is nobody's to pick by name.
         return Path(_module("folder_paths").models_dir) / "troupe_loras"
+
+
+def _fits(state_dict: Mapping[str, Tensor], key_map: Mapping[str, Any], weights: Mapping[str, Tensor]) -> bool:
+    """Whether every LoRA layer that the model knows by name has the size of the model's own layer.
+
+    Names alone do not tell bases apart: two thirds of an SD1.5 LoRA are named as layers of SDXL are, and where a size
+    is wrong ComfyUI only logs it. A LoRA of the loaded base fits everywhere.
+    """
+    for name, key in key_map.items():
+        up, down = state_dict.get(f"{name}.lora_up.weight"), state_dict.get(f"{name}.lora_down.weight")
+        # A key that is no text is a part of a weight; whole numbers are packed, a middle makes another size.
+        weight = weights.get(key) if isinstance(key, str) else None
+        if up is None or down is None or weight is None or not weight.is_floating_point():
+            continue
+        if f"{name}.lora_mid.weight" in state_dict or f"{name}.reshape_weight" in state_dict:
+            continue
+        if up.shape[0] != weight.shape[0] or down[0].numel() != math.prod(weight.shape[1:]):
+            return False
+    return True
 
 
 def _modules_in(state_dict: Mapping[str, Any]) -> int:

@@ -67,7 +67,7 @@ def test_a_lora_that_matches_nothing_is_an_error_naming_base_and_lora(
     linked: Any, folder_host: Any, lora_bytes: Any
 ) -> None:
     linked.add_lora("mira", 1, lora_bytes(), base="sdxl")
-    with pytest.raises(RuntimeError, match=r"mira version 1 .* base sdxl, and none of its 1 modules"):
+    with pytest.raises(RuntimeError, match=r"mira version 1 .* base sdxl, and its 1 modules do not fit"):
         load()
 
 
