@@ -82,16 +82,6 @@ async def jobs(options: argparse.Namespace, console: Console) -> int:
     )  # fmt: skip
 
 
-async def pods(options: argparse.Namespace, console: Console) -> int:
-    """List pods."""
-    return await _list(
-        options, console, "/pods", {}, ("id", "name", "state", "kind", "gpu", "labels", "address"),
-        lambda one: (
-            one["id"], one["name"], one["state"], one["kind"], one["gpu"], ", ".join(one["labels"]), one["address"],
-        ),
-    )  # fmt: skip
-
-
 async def workflows(options: argparse.Namespace, console: Console) -> int:
     """List workflow templates."""
     return await _list(
@@ -118,8 +108,32 @@ def read_folder(folder: Path) -> tuple[list[Path], dict[str, str]]:
     return images, json.loads(captions.read_text("utf-8")) if captions.is_file() else {}
 
 
+def pairs(given: Sequence[str]) -> dict[str, str]:
+    """``NAME=VALUE`` texts as a mapping; BadRequest for one without a name or ``=``."""
+    found = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip():
+            raise BadRequest(f"--set takes NAME=VALUE, not {text!r}.")
+        found[name.strip()] = value
+    return found
+
+
+def own_inputs(given: Sequence[str]) -> Json:
+    """``NAME=VALUE`` texts as the members of a request: numbers, true and false as such, all else as text."""
+    found: Json = {}
+    for name, value in pairs(given).items():
+        try:
+            parsed = json.loads(value)
+        except ValueError:
+            parsed = value
+        found[name] = parsed if isinstance(parsed, bool | int | float | str) else value
+    return found
+
+
 async def _generate(options: argparse.Namespace, console: Console, path: str, fields: Sequence[str]) -> int:
-    body = {"character_id": options.character, **{field: getattr(options, field) for field in fields}}
+    named = {field: getattr(options, field) for field in fields}
+    body = {**own_inputs(options.set), "character_id": options.character, **named}
     async with Client(options.url) as client:
         accepted = await client.post(path, body)
         if options.no_wait:
