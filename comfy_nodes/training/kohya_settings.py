@@ -188,7 +188,8 @@ def _single_images(settings: Settings) -> tuple[Settings, str]:
 
 
 def _checkpointing(settings: Settings) -> tuple[Settings, str]:
-    return replace(settings, checkpointing=True, placement=""), "gradient checkpointing"
+    placement = "" if settings.placement == "highvram" else settings.placement
+    return replace(settings, checkpointing=True, placement=placement), "gradient checkpointing"
 
 
 def _eight_bit(settings: Settings) -> tuple[Settings, str]:

@@ -92,6 +92,47 @@ def test_the_phases_of_a_real_run_come_in_order() -> None:
     assert words.index("encoding the images") < words.index("encoding the captions") < words.index("creating the LoRA")
 
 
+RUNS = sorted(path.stem for path in DATA.glob("*.stderr"))
+COUNTED = {
+    "flux_b": (4, 4),
+    "sd15_a": (4, 4),
+    "sd15_ep": (8, 8),
+    "sd15_nan2": (3, 3),
+    "sd15_res": (8, 12),
+    "sdxl_b": (3, 3),
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_every_captured_run_is_followed_to_its_last_step(name: str) -> None:
+    seen = steps(f"{name}.stderr")
+    assert ((seen[-1].step, seen[-1].total) if seen else None) == {**COUNTED, "sdxl_a_killed": (0, 3)}.get(name)
+
+
+@pytest.mark.parametrize("name", sorted(COUNTED))
+def test_every_run_that_trained_tells_its_total(name: str) -> None:
+    totals = [event.total for event in events(f"{name}.stdout") if isinstance(event, TotalSteps)]
+    assert totals == [COUNTED[name][1]]
+
+
+@pytest.mark.parametrize("name", sorted(COUNTED))
+def test_every_run_that_trained_tells_where_its_lora_is(name: str) -> None:
+    saved = [Path(event.path).name for event in events(f"{name}.stdout") if isinstance(event, SavingCheckpoint)]
+    assert saved[-1] == f"{name}.safetensors"
+
+
+@pytest.mark.parametrize("name", sorted({*RUNS} - {"sd15_telr1", "sd15_notok"}))
+def test_every_run_that_came_to_its_images_tells_that_it_prepares(name: str) -> None:
+    # With a plain log, as `sd15_res` had, everything but the bars goes to stdout.
+    files = [path.name for path in DATA.glob(f"{name}.std*")]
+    told = [event for file in files for event in events(file)]
+    assert "preparing" in [event.phase for event in told if isinstance(event, Phase)]
+
+
+def test_going_on_from_a_state_is_told() -> None:
+    assert "loading the saved state" in [event.words for event in events("sd15_res.stdout") if isinstance(event, Phase)]
+
+
 def test_sampling_is_a_phase() -> None:
     assert Phase("sampling", "painting samples") in events("sd15_ep.stderr")
 

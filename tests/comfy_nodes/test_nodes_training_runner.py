@@ -115,6 +115,22 @@ def test_a_trainer_that_stops_stepping_is_hung(tmp_path: Path) -> None:
         runner.run(python(code, tmp_path), lambda _event: None, lambda: None, hung_seconds=0.5)
 
 
+def test_a_trainer_that_paints_between_two_steps_is_not_taken_for_hanging(tmp_path: Path) -> None:
+    bar = "steps:  10%|# | 1/10 [00:00<00:00, 0.01s/it, avr_loss=0.5]"
+    code = (
+        f"import time; print({bar!r}, flush=True)\nfor n in range(8): print('sampling', n, flush=True); time.sleep(0.3)"
+    )
+    finished = runner.run(python(code, tmp_path), lambda _event: None, lambda: None, hung_seconds=1.0)
+    assert finished.returncode == 0
+
+
+def test_the_bar_of_a_step_that_does_not_end_is_no_sign_of_life(tmp_path: Path) -> None:
+    bar = "steps:  10%|# | 1/10 [00:00<00:00, 0.01s/it, avr_loss=0.5]"
+    code = f"import time\nfor n in range(200): print({bar!r}, flush=True); time.sleep(0.1)"
+    with pytest.raises(TrainerError, match="hung"):
+        runner.run(python(code, tmp_path), lambda _event: None, lambda: None, hung_seconds=1.0)
+
+
 def test_a_slow_start_is_not_taken_for_hanging(tmp_path: Path) -> None:
     finished = runner.run(
         python("import time; time.sleep(1.2)", tmp_path), lambda _event: None, lambda: None, hung_seconds=0.3
