@@ -18,6 +18,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_processes(commands)
     _add_making(commands)
     _add_lists(commands)
+    _add_pods(commands)
     return parser
 
 
@@ -84,6 +85,9 @@ def _add_generation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cfg", type=float)
     parser.add_argument("--strength", type=float, dest="lora_strength", help="LoRA strength")
     parser.add_argument("--workflow", help="workflow template")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="an input of the workflow's own; repeat"
+    )
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="also save the files here")
     parser.add_argument("--no-wait", action="store_true", help="return as soon as the job is queued")
 
@@ -92,7 +96,6 @@ def _add_lists(commands: Commands) -> None:
     for name, words in (
         ("characters", "list characters"),
         ("jobs", "list jobs, newest first"),
-        ("pods", "list pods"),
         ("workflows", "list workflow templates"),
     ):
         listing = _client(commands, name, words)
@@ -102,6 +105,62 @@ def _add_lists(commands: Commands) -> None:
             listing.add_argument("--character", metavar="ID")
             listing.add_argument("--status")
             listing.add_argument("--kind", choices=("image", "video", "train"))
+        if name == "workflows":
+            _add_workflow_actions(listing)
+
+
+def _add_workflow_actions(listing: argparse.ArgumentParser) -> None:
+    actions = listing.add_subparsers(dest="action", metavar="ACTION", help="without one: the list")
+    importing = _action(actions, "import", "make an export of ComfyUI usable as a workflow, in one go")
+    importing.add_argument("file", type=Path, metavar="FILE", help="API export (.json), or a picture that carries one")
+    importing.add_argument("--name", help="what requests call it (the file's name)")
+    importing.add_argument("--title")
+    importing.add_argument("--kind", choices=("image", "video"), help="what it makes (as the graph says)")
+    importing.add_argument("--base", help="base model of its characters (by its checkpoint)")
+    importing.add_argument("--insert-character", action="store_true", help="put a character's LoRA behind the model")
+    importing.add_argument("--dry-run", action="store_true", help="only tell what would come of it")
+    for name, words in (("show", "its inputs and what it needs"), ("remove", "remove an imported workflow")):
+        _action(actions, name, words).add_argument("name", metavar="NAME")
+    trying = actions.add_parser("try", help="run an export on one ComfyUI, without a server, and save what comes out")
+    trying.add_argument("file", type=Path, metavar="FILE", help="API export (.json), or a picture that carries one")
+    trying.add_argument("--comfyui", required=True, metavar="URL", help="ComfyUI's address, such as 127.0.0.1:8188")
+    trying.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="an input, or NODE.FIELD; repeat"
+    )
+    trying.add_argument("--out", type=Path, default=Path("out"), metavar="FOLDER", help="where files go (./out)")
+    token = os.environ.get("TROUPE_POD_TOKEN", "")
+    trying.add_argument("--token", default=token, help="bearer token of an agent in front of it (TROUPE_POD_TOKEN)")
+
+
+def _add_pods(commands: Commands) -> None:
+    pods = _client(commands, "pods", "list pods; rent and end them")
+    actions = pods.add_subparsers(dest="action", metavar="ACTION")
+    _action(actions, "list", "all pods, with boot progress, price and restarts (what no action means)")
+    listing = _action(actions, "rentals", "what was rented and what it has cost, newest first")
+    listing.add_argument("--limit", type=_count, default=20)
+
+    rent = _action(actions, "rent", "rent a pod at RunPod")
+    rent.add_argument("--gpu", action="append", metavar="ID", help="RunPod's id of a GPU type, best first; repeat")
+    rent.add_argument("--memory", type=_count, metavar="GB", help="least memory of the GPU (TROUPE_POD_MEMORY_GB, 24)")
+    rent.add_argument("--count", type=_count, metavar="N", help="GPUs of the pod (1)")
+    rent.add_argument("--max-price", type=float, metavar="DOLLARS", help="at most this per hour")
+    rent.add_argument("--max-hours", type=float, metavar="HOURS", help="end it after this time")
+    rent.add_argument("--cloud", choices=("SECURE", "COMMUNITY"), help="TROUPE_POD_CLOUD, SECURE")
+    rent.add_argument("--data-centre", action="append", metavar="ID", help="where it may run; repeat")
+    rent.add_argument("--label", action="append", metavar="LABEL", help="image, video, train; repeat")
+    rent.add_argument("--wait", action="store_true", help="follow it until it can work")
+
+    end = _action(actions, "end", "end rented pods for good")
+    end.add_argument("ids", nargs="+", metavar="ID", help="rental, pod, or RunPod's id")
+    _action(actions, "reconcile", "end every rented pod of this installation that is in nobody's books")
+
+
+def _action(actions: Commands, name: str, words: str) -> argparse.ArgumentParser:
+    parser = actions.add_parser(name, help=words)
+    # What is not given here stays as it was given before the action.
+    parser.add_argument("--url", default=argparse.SUPPRESS, help="the server")
+    parser.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print the server's JSON")
+    return parser
 
 
 def _client(commands: Commands, name: str, words: str) -> argparse.ArgumentParser:

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from controlplane.cli import commands, demo, server
+from controlplane.cli import commands, demo, pods, server, workflows
 from controlplane.cli.arguments import build_parser
 from controlplane.cli.stopping import Stopped, until_stopped
 from controlplane.client import RequestFailed, Unreachable
@@ -26,8 +26,8 @@ RUNNERS = {
     "video": commands.video,
     "characters": commands.characters,
     "jobs": commands.jobs,
-    "pods": commands.pods,
-    "workflows": commands.workflows,
+    "pods": pods.run,
+    "workflows": workflows.run,
 }
 
 

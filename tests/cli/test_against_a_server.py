@@ -47,10 +47,6 @@ class Server:
     async def file(self, request):
         return web.Response(body=b"a picture", content_type="image/png")
 
-    async def pods(self, request):
-        pod = {"id": "pod_1", "name": "pictures", "state": "ready", "kind": "embedded", "gpu": "cpu"}
-        return web.json_response({"items": [{**pod, "labels": ["image", "video"], "address": "http://127.0.0.1:1"}]})
-
 
 @pytest.fixture
 async def server():
@@ -60,7 +56,6 @@ async def server():
     app.router.add_get("/jobs/{id}", server.get_job)
     app.router.add_get("/jobs/{id}/events", server.events)
     app.router.add_get("/files/{key:.*}", server.file)
-    app.router.add_get("/pods", server.pods)
     runner = web.AppRunner(app)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -118,8 +113,3 @@ async def test_without_waiting_the_job_is_named(server, capsys):
 async def test_a_refusal_is_raised_with_the_servers_words(server):
     with pytest.raises(RequestFailed, match="prompt is empty"):
         await troupe(server, "image", "nell", "")
-
-
-async def test_a_list_shows_a_row_for_every_thing(server, capsys):
-    await troupe(server, "pods")
-    assert "pictures" in capsys.readouterr().out
