@@ -1,4 +1,4 @@
-"""S3Save: writes images or a video, hands them to the control plane's store, and answers the assets' ids."""
+"""S3Save: writes images or a video, hands them to the store of whoever owns this ComfyUI, and says where they are."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .boundary import contained, ui
-from .control_plane import ControlPlane, Upload, link_from_environment
+from .control_plane import ControlPlane, Upload, digest_of, link_from_environment
 from .host import Host, current_host, pause
 from .media import IMAGE_FORMATS, VIDEO_FORMATS, Encoded, encode_image, encode_video, pixels_of
+from .own_bucket import OwnBucket, bucket_from_environment
 from .provenance import recipe_of
 
 if TYPE_CHECKING:
@@ -30,7 +32,10 @@ class S3Save:
     FUNCTION = "save"
     OUTPUT_NODE = True
     CATEGORY = "Troupe"
-    DESCRIPTION = "Saves images or a video to the project's store; without a control plane, to ComfyUI's output folder."
+    DESCRIPTION = (
+        "Saves images or a video to the project's store; without a control plane to ComfyUI's output folder, and to "
+        "your own bucket where TROUPE_S3_BUCKET names one."
+    )
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -63,9 +68,10 @@ class S3Save:
         prompt: Mapping[str, Any] | None = None,
         extra_pnginfo: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
-        """Answers `{"ui": {"assets": [...]}}`, or ComfyUI's own `images` where there is no control plane.
+        """Answers `{"ui": {"assets": [...]}}`; without a control plane ComfyUI's own `images`, with a bucket both.
 
-        Raises ValueError for a bad shape or format, EncodingError, and TransportError once the retries are used up.
+        Raises ValueError for a bad shape or format, EncodingError, and TransportError or BucketError once the retries
+        are used up.
         """
         host = current_host()
         link = link_from_environment()
@@ -78,9 +84,12 @@ class S3Save:
         else:
             files = [encode_image(frame, format, quality, recipe, extra) for frame in pixels]
         stem = safe_name(name)
-        if link is None:
-            return {"ui": _write(host, stem, files)}
-        return {"ui": ui(assets=_upload(host, link, stem, files))}
+        if link is not None:
+            return {"ui": ui(assets=_upload(host, link, stem, files))}
+        # The artist's own copy first: a bucket that cannot be reached costs no picture.
+        shown = _write(host, stem, files)
+        bucket = bucket_from_environment()
+        return {"ui": shown if bucket is None else {**shown, **ui(assets=_put(host, bucket, stem, files))}}
 
 
 def safe_name(name: str) -> str:
@@ -131,22 +140,37 @@ def _upload(host: Host, link: ControlPlane, stem: str, files: list[Encoded]) -> 
             frames=file.frames,
         )
         stored = link.upload(prompt_id, upload, pause)
-        assets.append(
-            {
-                "id": stored.asset_id,
-                "url": stored.url,
-                "name": name,
-                "media_type": file.media_type,
-                "bytes": stored.bytes,
-                "sha256": stored.sha256,
-                "width": file.width,
-                "height": file.height,
-                "duration": file.duration,
-                "fps": file.fps,
-                "frames": file.frames,
-            }
-        )
+        assets.append({"id": stored.asset_id, "url": stored.url, "name": name, **_facts(file)})
     return assets
+
+
+def _put(host: Host, bucket: OwnBucket, stem: str, files: list[Encoded]) -> list[dict[str, Any]]:
+    """The day and the prompt are in every key: no run of a graph takes the place of another's files."""
+    prompt_id = host.prompt_id()
+    first = _output_numbers.take(prompt_id, len(files))
+    folder = datetime.now(UTC).strftime("%Y-%m-%d")
+    assets = []
+    for index, file in enumerate(files, start=first):
+        pause(0)
+        name = f"{stem}-{safe_name(prompt_id)[:8]}-{index + 1}.{file.extension}"
+        key = bucket.key(f"{folder}/{name}")
+        bucket.put(key, file.content, file.media_type)
+        assets.append({"url": bucket.url(key), "bucket": bucket.name, "key": key, "name": name, **_facts(file)})
+    return assets
+
+
+def _facts(file: Encoded) -> dict[str, Any]:
+    sha256, size = digest_of(file.content)
+    return {
+        "media_type": file.media_type,
+        "bytes": size,
+        "sha256": sha256,
+        "width": file.width,
+        "height": file.height,
+        "duration": file.duration,
+        "fps": file.fps,
+        "frames": file.frames,
+    }
 
 
 def _write(host: Host, stem: str, files: list[Encoded]) -> dict[str, list[Any]]:
