@@ -21,12 +21,6 @@ from tests.services.test_generation_requests import film
 SMALL, LARGE = (160, 160), (544, 544)
 
 
-def with_sdxl(s: Studio) -> Studio:
-    """Give SDXL the sketch base's recipes: nothing is trained here."""
-    s.catalog.recipes["sdxl"] = s.catalog.recipes["sketch"]  # type: ignore[index]
-    return s
-
-
 def pictures(s: Studio, size: tuple[int, int]) -> list[Any]:
     return [s.upload(f"{n}.png", png(drawing(n, size))) for n in range(6)]
 
@@ -34,7 +28,7 @@ def pictures(s: Studio, size: tuple[int, int]) -> list[Any]:
 async def trained_on_sdxl(s: Studio, name: str = "Mira", **fields: Any) -> None:
     """A ready character of SDXL with large pictures."""
     new = NewCharacter(name=name, base_model="sdxl", **fields)
-    created = await with_sdxl(s).characters.create(PROJECT, new, pictures(s, LARGE))
+    created = await s.characters.create(PROJECT, new, pictures(s, LARGE))
     await s.train(created.job)
 
 
@@ -47,7 +41,7 @@ async def test_a_picture_too_small_for_sdxl_is_refused_with_the_bases_name(tmp_p
     async with studio(tmp_path) as s:
         new = NewCharacter(name="Mira", base_model="sdxl")
         with pytest.raises(DatasetRejected) as refused:
-            await with_sdxl(s).characters.create(PROJECT, new, pictures(s, SMALL))
+            await s.characters.create(PROJECT, new, pictures(s, SMALL))
         assert refused.value.errors[0]["detail"] == (
             "0.png: it is 160 x 160 pixels: SDXL base 1.0 needs at least 512 on each side"
         )
@@ -62,7 +56,7 @@ async def test_the_same_picture_is_large_enough_for_the_sketch_base(tmp_path: Pa
 
 async def test_pictures_kept_for_one_base_are_judged_again_for_another(tmp_path: Path) -> None:
     async with studio(tmp_path) as s:
-        await with_sdxl(s).trained("Mira")
+        await s.trained("Mira")
         with pytest.raises(DatasetRejected, match="0 of 6 images can be used"):
             await s.characters.train_again(PROJECT, "mira", TrainAgain(base_model="sdxl"))
 
@@ -70,7 +64,7 @@ async def test_pictures_kept_for_one_base_are_judged_again_for_another(tmp_path:
 async def test_those_that_are_large_enough_are_trained_on_by_another_base(tmp_path: Path) -> None:
     async with studio(tmp_path) as s:
         mixed = [*pictures(s, LARGE), s.upload("small.png", png(drawing(99, SMALL)))]
-        created = await with_sdxl(s).characters.create(PROJECT, NewCharacter(name="Mira"), mixed)
+        created = await s.characters.create(PROJECT, NewCharacter(name="Mira"), mixed)
         await s.train(created.job)
         again = await s.characters.train_again(PROJECT, "mira", TrainAgain(base_model="sdxl"))
         assert [image.name for image in again.report.images if not image.is_usable] == ["small.png"]
@@ -143,7 +137,7 @@ async def test_the_video_and_its_still_are_the_jobs_assets_video_first(tmp_path:
 
 async def test_the_operator_chooses_the_base_of_requests_that_name_none(tmp_path: Path) -> None:
     async with studio(tmp_path, default_base_model="sdxl") as s:
-        created = await with_sdxl(s).characters.create(PROJECT, NewCharacter(name="Mira"), pictures(s, LARGE))
+        created = await s.characters.create(PROJECT, NewCharacter(name="Mira"), pictures(s, LARGE))
         assert created.character.character.base_model == "sdxl"
 
 
