@@ -29,14 +29,10 @@ BUCKET_STEP = 64
 
 
 def command(job: Job) -> Command:
-    """Write the run's files beside its output folder, and the argument list that reads them.
-
-    What people typed (name, trigger, captions, prompts) is in those files only, never in an argument.
-    """
+    """Write the run's files beside its output folder, and the argument list that reads them."""
     settings = settings_of(job)
     folder = job.output.parent
     _write(folder / "dataset.toml", dataset_toml(job.images, settings))
-    _write(folder / "words.toml", words_toml(job))
     sampling: list[str] = []
     prompts = sample_prompts(job, settings)
     if prompts:
@@ -61,7 +57,6 @@ def settings_of(job: Job) -> Settings:
 def arguments(job: Job, settings: Settings, folder: Path) -> list[str]:
     """The script and its options, each as one argument, so that no value can be taken for an option."""
     options: dict[str, Any] = {
-        "config_file": folder / "words.toml",
         "dataset_config": folder / "dataset.toml",
         "pretrained_model_name_or_path": job.checkpoint.resolve(),
         "tokenizer_cache_dir": Path(_variable("SD_SCRIPTS_TOKENIZERS")).resolve(),
@@ -92,6 +87,7 @@ def arguments(job: Job, settings: Settings, folder: Path) -> list[str]:
         "max_data_loader_n_workers": 2 if job.vram_bytes else 0,
         "persistent_data_loader_workers": bool(job.vram_bytes),
         "seed": job.dataset.seed,
+        **words_of(job),
         **_saving(settings),
         **_resuming(job),
     }
@@ -129,8 +125,16 @@ def _as_arguments(options: Mapping[str, Any]) -> list[str]:
     return found
 
 
+def _passable(words: str) -> str:
+    """What an argument cannot hold is left out: the end of a string, and halves of characters."""
+    return words.replace("\0", "").encode("utf-8", "replace").decode("utf-8")
+
+
 def dataset_toml(images: Path, settings: Settings) -> str:
-    """The dataset's file: one flat folder, aspect buckets, captions as they are written there."""
+    """The dataset's file: one flat folder, aspect buckets, captions as they are written there.
+
+    JSON writes these values, among them no words of people's, as TOML does.
+    """
     side = settings.resolution
     values: tuple[tuple[str, Any], ...] = (
         ("resolution", [side, side]),
@@ -142,21 +146,23 @@ def dataset_toml(images: Path, settings: Settings) -> str:
         ("bucket_no_upscale", True),
     )
     lines = ["[general]", 'caption_extension = ".txt"', "shuffle_caption = false", "", "[[datasets]]"]
-    lines += [f"{name} = {toml_value(value)}" for name, value in values]
-    lines += ["", "[[datasets.subsets]]", f"image_dir = {toml_value(str(images.resolve()))}"]
+    lines += [f"{name} = {json.dumps(value)}" for name, value in values]
+    lines += ["", "[[datasets.subsets]]", f"image_dir = {json.dumps(str(images.resolve()))}"]
     lines += [f"num_repeats = {settings.repeats}", "flip_aug = false", ""]
     return "\n".join(lines)
 
 
-def words_toml(job: Job) -> str:
-    """The options that carry people's words, and what the LoRA file says of its making."""
+def words_of(job: Job) -> dict[str, str]:
+    """The options that carry people's words, and what the LoRA file says of its making.
+
+    Each is one argument `--name=words` of a list that no shell sees: whatever the words are, they stay words.
+    """
     made_by = {key: value for key, value in job.metadata().items() if key.startswith("troupe.")}
-    values = {
-        "metadata_title": job.dataset.name,
-        "metadata_trigger_phrase": job.trigger_phrase,
+    return {
+        "metadata_title": _passable(job.dataset.name),
+        "metadata_trigger_phrase": _passable(job.trigger_phrase),
         "training_comment": json.dumps(made_by, sort_keys=True),
     }
-    return "".join(f"{name} = {toml_value(value)}\n" for name, value in values.items())
 
 
 def sample_prompts(job: Job, settings: Settings) -> list[dict[str, Any]]:
@@ -176,28 +182,6 @@ def sample_prompts(job: Job, settings: Settings) -> list[dict[str, Any]]:
         }
         for index, prompt in enumerate(job.dataset.sample_prompts[:SAMPLE_PROMPTS])
     ]
-
-
-def toml_value(value: Any) -> str:
-    """A TOML value: a boolean, a number, an array or a basic string with everything escaped that has to be."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int | float):
-        return repr(value)
-    if isinstance(value, list):
-        return "[" + ", ".join(toml_value(one) for one in value) + "]"
-    escaped = "".join(_escaped(character) for character in str(value))
-    return f'"{escaped}"'
-
-
-def _escaped(character: str) -> str:
-    if character in '"\\':
-        return "\\" + character
-    # Control characters, and what some programs take for the end of a line.
-    if ord(character) < 0x20 or 0x7F <= ord(character) < 0xA0 or character in "\u2028\u2029":
-        return f"\\u{ord(character):04X}"
-    # Half of a surrogate pair is no character.
-    return "\\uFFFD" if 0xD800 <= ord(character) < 0xE000 else character
 
 
 def easier(job: Job, error: TrainerError) -> tuple[Job, str] | None:

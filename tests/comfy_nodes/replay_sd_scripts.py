@@ -45,8 +45,7 @@ def read_options(arguments: list[str]) -> dict[str, Any]:
 
 def files_of(options: dict[str, Any]) -> dict[str, Any]:
     files: dict[str, Any] = {}
-    for name in ("config_file", "dataset_config"):
-        files[name] = tomllib.loads(Path(options[name]).read_text(encoding="utf-8"))
+    files["dataset_config"] = tomllib.loads(Path(options["dataset_config"]).read_text(encoding="utf-8"))
     if "sample_prompts" in options:
         files["sample_prompts"] = json.loads(Path(options["sample_prompts"]).read_text(encoding="utf-8"))
     if "resume" in options:

@@ -155,17 +155,23 @@ def test_the_dataset_is_one_flat_folder_with_captions_in_text_files(bench: Bench
         "e\u0301\u2028\x7f",
     ],
 )
-def test_a_name_reaches_the_trainer_as_it_is_and_through_a_file_only(name: str, bench: Bench) -> None:
+def test_a_name_reaches_the_trainer_as_it_is_and_as_one_argument(name: str, bench: Bench) -> None:
     bench.prepare({}, dataset={"name": name})
     bench.train()
-    assert bench.run(0)["files"]["config_file"]["metadata_title"] == name
-    assert not any(name in argument for argument in bench.run(0)["argv"])
+    assert f"--metadata_title={name}" in bench.run(0)["argv"]
+
+
+@pytest.mark.parametrize("name", ["a\0b", "a\ud800b"])
+def test_what_no_argument_can_hold_is_left_out_of_a_name(name: str, bench: Bench) -> None:
+    bench.prepare({}, dataset={"name": name})
+    bench.train()
+    assert bench.run(0)["options"]["metadata_title"] in ("ab", "a?b")
 
 
 def test_the_lora_file_is_told_its_trigger_and_what_made_it(bench: Bench) -> None:
     bench.prepare({})
     bench.train()
-    words = bench.run(0)["files"]["config_file"]
+    words = bench.run(0)["options"]
     assert words["metadata_trigger_phrase"] == TRIGGER
     assert json.loads(words["training_comment"])["troupe.dataset_digest"] == "d1"
 
