@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from sqlalchemy import Connection, and_, insert, or_, select, update
+from sqlalchemy import Connection, and_, func, insert, or_, select, update
 
 from controlplane.db.rows import values_of
 from controlplane.db.tables import installation, pods, rentals
 from controlplane.domain.pages import Position
+from controlplane.domain.pods import Pod
 from controlplane.domain.rentals import BOOTING, JOINED, OPEN, Rental
+
+_SAME = and_(pods.c.provider == rentals.c.provider, pods.c.provider_id == rentals.c.provider_id)
+"""Where a pod has registered from a rental."""
 
 
 def installation_id(c: Connection) -> str:
@@ -67,13 +71,34 @@ def books(c: Connection, provider: str, ids: Collection[str] = (), provider_ids:
 
 
 def newly_registered(c: Connection) -> list[tuple[str, str]]:
-    """(rental, pod) for every rental that is booting although its pod has registered."""
-    same = and_(pods.c.provider == rentals.c.provider, pods.c.provider_id == rentals.c.provider_id)
-    query = select(rentals.c.id, pods.c.id).join(pods, same).where(rentals.c.state == BOOTING)
-    return [(str(rental_id), str(pod_id)) for rental_id, pod_id in c.execute(query.order_by(pods.c.created_at))]
+    """(rental, pod) where the newest pod that registered from a rental is not written down in both yet.
+
+    A container that starts anew registers as another pod of the same rental.
+    """
+    query = (
+        select(rentals.c.id, rentals.c.pod_id, rentals.c.price_per_hour, pods.c.id, pods.c.price_per_hour)
+        .join(pods, _SAME)
+        .where(rentals.c.state.in_((BOOTING, JOINED)))
+        .order_by(pods.c.created_at, pods.c.id)
+    )
+    newest = {str(row[0]): row for row in c.execute(query)}
+    return [
+        (rental_id, str(pod_id))
+        for rental_id, (_, noted, rent, pod_id, told) in newest.items()
+        if noted != pod_id or (told is None and rent is not None)
+    ]
 
 
 def heard(c: Connection) -> dict[str, float]:
     """The last heartbeat of every joined rental's pod, by rental id."""
-    query = select(rentals.c.id, pods.c.last_heartbeat_at).join(pods, pods.c.id == rentals.c.pod_id)
-    return {str(rental_id): float(at) for rental_id, at in c.execute(query.where(rentals.c.state == JOINED))}
+    query = select(rentals.c.id, func.max(pods.c.last_heartbeat_at)).join(pods, _SAME)
+    rows = c.execute(query.where(rentals.c.state == JOINED).group_by(rentals.c.id))
+    return {str(rental_id): float(at) for rental_id, at in rows}
+
+
+def pods_of(c: Connection, rental: Rental) -> list[Pod]:
+    """Every pod that registered from a rental."""
+    if rental.provider_id is None:
+        return []
+    query = select(pods).where(pods.c.provider == rental.provider, pods.c.provider_id == rental.provider_id)
+    return [Pod(**values_of(row)) for row in c.execute(query.order_by(pods.c.created_at, pods.c.id))]

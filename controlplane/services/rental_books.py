@@ -124,9 +124,9 @@ class RentalBooks:
         """Turn a rental that is in one of ``states`` to ``ending``; its pod gets no further work."""
         if not rental_rows.change(c, rental.id, states, state=ENDING, reason=reason, updated_at=self._clock.now()):
             return False
-        pod = pod_rows.get(c, rental.project_id, rental.pod_id) if rental.pod_id else None
-        if pod is not None and pod.state != LOST:
-            pod_rows.change(c, pod.project_id, pod.id, state=DRAINING, draining=True)
+        for pod in rental_rows.pods_of(c, rental):
+            if pod.state != LOST:
+                pod_rows.change(c, pod.project_id, pod.id, state=DRAINING, draining=True)
         return True
 
     def finish(self, c: Connection, rental_id: str, states: Sequence[str], state: str, reason: str) -> bool:
@@ -135,8 +135,9 @@ class RentalBooks:
         rental = must_get(c, rental_id)
         if not rental_rows.change(c, rental_id, states, state=state, reason=reason, updated_at=now, ended_at=now):
             return False
-        pod = pod_rows.get(c, rental.project_id, rental.pod_id) if rental.pod_id else None
-        if pod is not None and pod.state != LOST:
+        for pod in rental_rows.pods_of(c, rental):
+            if pod.state == LOST:
+                continue
             pod_rows.change(c, pod.project_id, pod.id, state=LOST, draining=True)
             told = {"pod_id": pod.id, "name": pod.name, "reason": reason}
             append(c, pod.project_id, events.POD_LOST, told, now=now)
@@ -150,7 +151,7 @@ class RentalBooks:
     def _write_joins(self, c: Connection) -> None:
         now = self._clock.now()
         for rental_id, pod_id in rental_rows.newly_registered(c):
-            rental_rows.change(c, rental_id, (BOOTING,), state=JOINED, pod_id=pod_id, updated_at=now)
+            rental_rows.change(c, rental_id, (BOOTING, JOINED), state=JOINED, pod_id=pod_id, updated_at=now)
             rental = must_get(c, rental_id)
             pod = pod_rows.get(c, rental.project_id, pod_id)
             if pod is not None and pod.price_per_hour is None:

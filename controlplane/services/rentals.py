@@ -149,9 +149,11 @@ class Rentals:
             # RunPod puts a secret of the account in the place of such a reference when the pod boots.
             "TROUPE_JOIN_TOKEN": f"{{{{ RUNPOD_SECRET_{secret} }}}}" if secret else self._join_token,
             "TROUPE_RENTAL_ID": rental.id,
-            "TROUPE_POD_NAME": rental.name,
+            "TROUPE_POD_PORT": str(settings.pod_port),
             "TROUPE_POD_LABELS": ",".join(wanted.labels),
         }
+        if settings.pod_volume_id or settings.pod_volume_gb:
+            env["TROUPE_VOLUME"] = settings.pod_volume_path
         return PodOrder(
             name=rental.name,
             image=settings.pod_image,

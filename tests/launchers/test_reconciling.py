@@ -173,6 +173,21 @@ async def test_a_pod_is_ended_when_its_time_is_over(desk: Office, runpod: RunPod
     assert ((await desk.rental(rental.id)).reason, runpod.pods) == ("its time of 1 hours is over", {})
 
 
+async def test_a_silent_pod_is_ended_unless_its_container_just_started_anew(
+    tmp_path: Path, runpod: RunPodDouble
+) -> None:
+    async with office(tmp_path, runpod.url, pod_silence_seconds=600.0) as desk:
+        silent, restarted = await desk.rent(), await desk.rent()
+        for rental in (silent, restarted):
+            await desk.register(rental)
+        await desk.books()
+        desk.clock.ahead = 601.0
+        await desk.register(restarted, instance_id="another instance")
+        await desk.reconciler.reconcile()
+        assert list(runpod.pods) == [restarted.provider_id]
+        assert (await desk.rental(silent.id)).reason == "nothing was heard of it for 10 minutes"
+
+
 async def ask_and_die(folder: Path, runpod: RunPodDouble, seen: str) -> None:
     """Let a process ask for a pod and kill it, once the double has it or its request."""
     process = await asyncio.create_subprocess_exec(

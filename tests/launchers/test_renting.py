@@ -51,7 +51,7 @@ async def test_a_pod_is_told_where_to_register_and_as_what(desk: Office, runpod:
         "TROUPE_CONTROL_PLANE_URL": "https://troupe.example",
         "TROUPE_JOIN_TOKEN": JOIN_TOKEN,
         "TROUPE_POD_LABELS": "image,video",
-        "TROUPE_POD_NAME": rental.name,
+        "TROUPE_POD_PORT": "8188",
         "TROUPE_PRICE_PER_HOUR": "0.27",
         "TROUPE_RENTAL_ID": rental.id,
     }
@@ -75,6 +75,29 @@ async def test_a_pod_that_knows_no_price_shows_its_rentals(desk: Office) -> None
     await desk.register(await desk.rent())
     await desk.books()
     assert [pod.price_per_hour for pod in await desk.pods.list(PROJECT)] == [0.27]
+
+
+async def test_a_price_that_a_pod_forgets_on_registering_again_is_shown_again(desk: Office) -> None:
+    rental = await desk.rent()
+    for _ in range(2):
+        await desk.register(rental)
+        await desk.books()
+    assert [pod.price_per_hour for pod in await desk.pods.list(PROJECT)] == [0.27]
+
+
+async def test_a_container_that_starts_anew_is_still_the_same_rental(desk: Office) -> None:
+    rental = await desk.rent()
+    await desk.register(rental)
+    again = await desk.register(rental, instance_id="another instance")
+    assert (await desk.rental(rental.id)).pod_id == again.id
+
+
+async def test_every_pod_that_registered_from_a_rental_is_lost_with_it(desk: Office) -> None:
+    rental = await desk.rent()
+    await desk.register(rental)
+    await desk.register(rental, instance_id="another instance")
+    await desk.rentals.end(PROJECT, rental.id)
+    assert [pod.state for pod in await desk.pods.list(PROJECT)] == ["lost", "lost"]
 
 
 async def test_somebody_elses_pod_joins_no_rental(desk: Office) -> None:
