@@ -20,7 +20,7 @@ FOR_THE_PACK = (
     "TROUPE_SKETCH_PYTHON",
     "TROUPE_TRAINER_THREADS",
 )
-OURS = ("TROUPE_", "RUNPOD_")
+OURS = ("TROUPE_", "RUNPOD_", "HF_TOKEN")
 MODEL_FOLDERS = (
     "checkpoints", "clip", "clip_vision", "controlnet", "diffusion_models", "embeddings", "loras", "text_encoders",
     "unet", "upscale_models", "vae",

@@ -74,6 +74,8 @@ fi
 if [ -n "$as_user" ]; then
     HOME=$(getent passwd "$RUN_AS" | cut -d: -f6)
     export HOME
+elif [ ! -w "${HOME:-/nonexistent}" ]; then
+    export HOME="$DATA" # a user without a home, as --user gives: caches of compiled kernels need one
 fi
 
 # --- the agent --------------------------------------------------------------------------------------------------------

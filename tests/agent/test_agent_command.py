@@ -61,6 +61,11 @@ def test_comfyui_gets_the_trainers_interpreter_and_the_devices_of_the_environmen
     assert "RUNPOD_POD_ID" not in given
 
 
+def test_the_token_that_opens_gated_models_stays_with_the_agent(checkout: Path) -> None:
+    given = comfy_command.child_environment(options(checkout), {"HF_TOKEN": "hf_secret", "HF_HOME": "/volume/hf"})
+    assert given.keys() & {"HF_TOKEN", "HF_HOME"} == {"HF_HOME"}
+
+
 def test_our_own_packages_are_not_on_the_path_of_comfyui(checkout: Path) -> None:
     given = comfy_command.child_environment(options(checkout), {"PYTHONPATH": f"{PACK.parent}:/theirs"})
     assert given["PYTHONPATH"] == "/theirs"

@@ -180,10 +180,12 @@ def test_it_runs_as_another_user_from_the_start_too(layout: Layout) -> None:
     for folder in (layout.data, layout.volume):
         shutil.chown(folder, "nobody")
     as_nobody = ("setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups", "sh")
-    process = layout.run({"TROUPE_RUN_AS": "troupe"}, shell=as_nobody)
+    process = layout.run({"TROUPE_RUN_AS": "troupe", "HOME": "/"}, shell=as_nobody)
     started = layout.started(process)
     ended(process)
-    assert started["uid"] == 65534
+    environment = started["environment"]
+    assert isinstance(environment, dict)
+    assert (started["uid"], environment["HOME"]) == (65534, str(layout.data))
 
 
 @NEEDS_ROOT
