@@ -133,8 +133,8 @@ class ComfyHost:
 def _fits(state_dict: Mapping[str, Tensor], key_map: Mapping[str, Any], weights: Mapping[str, Tensor]) -> bool:
     """Whether every LoRA layer that the model knows by name has the size of the model's own layer.
 
-    Names alone do not tell bases apart: two thirds of an SD1.5 LoRA are named as layers of SDXL are, and where a size
-    is wrong ComfyUI only logs it. A LoRA of the loaded base fits everywhere.
+    Names alone do not tell bases apart: nearly two thirds of an SD1.5 LoRA are named as layers of SDXL are, and where
+    a size is wrong ComfyUI only logs it. A LoRA of the loaded base fits everywhere.
     """
     for name, key in key_map.items():
         up, down = state_dict.get(f"{name}.lora_up.weight"), state_dict.get(f"{name}.lora_down.weight")
