@@ -22,7 +22,7 @@ CONNECT_SECONDS = 15.0
 HEARTBEAT_SECONDS = 30.0
 # A reader that is so far behind is cut off: ComfyUI sends to all its sockets in one loop, and would wait for it.
 MOST_WAITING = 4096
-MOST_WAITING_BYTES = 256 << 20
+MOST_WAITING_BYTES = 64 << 20
 # The other close codes only ever describe an end; no frame may carry them.
 SENDABLE = frozenset(range(1000, 5000)) - {1004, 1005, 1006, 1015}
 

@@ -103,11 +103,12 @@ def judge(past: Past, seen: Snapshot, limits: Limits) -> tuple[Past, Verdict | N
     worker = seen.worker
     if worker is None:
         return past, _silent(past, seen, limits)
+    since = seen.at if past.device_error_at is None else past.device_error_at
     now = replace(
         past,
         answered_at=seen.at,
         dead_looks=0 if worker.worker_alive else past.dead_looks + 1,
-        device_error_at=None if worker.device_error is None else (past.device_error_at or seen.at),
+        device_error_at=None if worker.device_error is None else since,
         unseen=_unseen(past, seen, worker),
     )
     verdict = (

@@ -11,6 +11,8 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from controlplane.api.schemas.pods import Heartbeat, RegisterPod
+
 from .conftest import Launch
 from .running import JOIN_TOKEN, POD_TOKEN, ControlPlane, is_alive, until
 
@@ -41,6 +43,16 @@ async def test_a_heartbeat_tells_queue_loras_memory_and_disk(start: Launch, cont
     assert (beat["state"], beat["queue_running"], beat["loras"]) == ("ready", 1, ["cd" * 32])
     assert (beat["vram_free_bytes"], beat["restarts"], beat["restart_reason"]) == (20 << 30, 0, "")
     assert beat["disk_free_bytes"] > 0
+
+
+async def test_the_control_plane_understands_every_word_of_an_agent(start: Launch, control_plane: ControlPlane) -> None:
+    agent = await start("--control-plane", control_plane.url)
+    await agent.incident(await agent.submit("FakeExit", word="x"))
+    await until(lambda: len(control_plane.registrations) == 2 and set(control_plane.states[-3:]) == {"ready"})
+    for body in control_plane.registrations:
+        RegisterPod.model_validate(body)
+    for body in control_plane.heartbeats:
+        Heartbeat.model_validate(body)
 
 
 async def test_a_zombie_worker_is_noticed_and_everything_it_held_is_told_as_lost(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 
 from pod_images.agent.log_tail import LONGEST_LINE, LogTail, RedactingFormatter, Redactor
 
@@ -60,5 +61,6 @@ def test_a_traceback_in_the_agents_own_log_has_no_secret() -> None:
     try:
         raise ValueError("sesame")
     except ValueError:
-        record = logging.LogRecord("x", logging.ERROR, "f", 1, "said %s", ("sesame",), __import__("sys").exc_info())
-    assert "sesame" not in formatter.format(record).replace('ValueError("sesame")', "")
+        record = logging.LogRecord("x", logging.ERROR, "f", 1, "said %s", ("sesame",), sys.exc_info())
+    shown = formatter.format(record)
+    assert ("ValueError: ***" in shown, "sesame" in shown) == (True, False)
