@@ -58,8 +58,9 @@ def bind(template: Template, values: Mapping[str, Any]) -> Bound:
 
 
 def _checked(template: Template, given: Mapping[str, Any]) -> dict[str, Scalar]:
+    known = ", ".join(sorted(template.public_inputs)) or "none"
     errors = [
-        {"pointer": f"/{name}", "detail": f"workflow {template.name} has no input {name!r}"}
+        {"pointer": f"/{name}", "detail": f"workflow {template.name} has no input {name!r}; it takes {known}"}
         for name in given
         if name not in template.inputs
     ]
