@@ -184,7 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         manifest = load_manifest(options.manifest)
         fetch(manifest, options.root, show)
-    except ModelFilesError as error:
+    except (ModelFilesError, OSError) as error:  # the disk speaks for itself: read only, full, not ours
         sys.stderr.write(f"{end}{error}\n")
         return 1
     except KeyboardInterrupt:

@@ -109,7 +109,12 @@ def _acquire(path: Path, patience: Patience, on_wait: Callable[[Waiting], None])
         except FileExistsError:
             pass
         else:
-            return Held(path, descriptor, owner, patience)
+            try:
+                return Held(path, descriptor, owner, patience)
+            except OSError:  # a full disk takes no beat: nobody shall wait for this lock
+                os.close(descriptor)
+                path.unlink(missing_ok=True)
+                raise
         now = _look(path)
         if now != seen:
             # Age is measured with our own clock from our own first sight: clocks of two machines may differ.

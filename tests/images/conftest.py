@@ -25,7 +25,7 @@ def around(hub: HubDouble) -> Callable[..., Surroundings]:
     """Surroundings of this test's hub that lose no time; what a test names replaces the rest."""
 
     def make(**changes: object) -> Surroundings:
-        given = {"endpoint": hub.endpoint, "patience": Patience(0.05, 0.6, 0.02), "pauses": (0.01, 0.01)} | changes
+        given = {"endpoint": hub.endpoint, "patience": Patience(0.05, 2.0, 0.02), "pauses": (0.01, 0.01)} | changes
         return Surroundings(**given)  # type: ignore[arg-type]
 
     return make

@@ -373,6 +373,16 @@ def test_the_command_says_what_it_verified(hub: HubDouble, tmp_path: Path, capsy
     assert capsys.readouterr().err.splitlines()[-1] == "1 model files (0.10 MB) are verified"
 
 
+def test_the_command_says_what_the_disk_says(
+    hub: HubDouble, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    body = hub.lfs[f"{REPO}/{FILE}"] = content(100_000)
+    manifest = written_manifest(tmp_path / "models.yaml", wanted(body))
+    (tmp_path / "root").touch()
+    assert main([str(manifest), str(tmp_path / "root")]) == 1
+    assert f"File exists: '{tmp_path}/root'" in capsys.readouterr().err
+
+
 def test_the_command_stops_politely_on_ctrl_c_and_keeps_the_bytes(hub: HubDouble, tmp_path: Path) -> None:
     body = hub.lfs[f"{REPO}/{FILE}"] = content(40_000_000)
     manifest = written_manifest(tmp_path / "models.yaml", wanted(body))

@@ -23,6 +23,7 @@ from .start_script import REPOSITORY, SECRET, Layout, lay_out
 from .test_model_files import content
 
 HEALTHCHECK = REPOSITORY / "pod_images" / "comfyui" / "healthcheck.py"
+FAKE_COMFYUI = REPOSITORY / "tests" / "agent" / "fake_comfyui"
 SKETCH_MODELS = REPOSITORY / "pod_images" / "embedded" / "models"
 WAIT_SECONDS = 240
 
@@ -90,6 +91,7 @@ class Started:
 
     def __init__(self, layout: Layout, url: str, changes: dict[str, str]) -> None:
         self.url = url
+        self.layout = layout
         self.port = free_port()
         self.log = layout.root / "pod.log"
         environment = {
@@ -137,15 +139,20 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Started]]:
         yield bring_up
 
 
+def one_model(folder: Path) -> str:
+    """A manifest of one file of the hub double; its path."""
+    line = {"folder": "checkpoints", "name": "m.safetensors", "repo": "maker/model", "file": "big.safetensors"}
+    manifest = folder / "models.yaml"
+    manifest.write_text(yaml.safe_dump([line]))
+    return str(manifest)
+
+
 def test_a_pod_joins_while_it_fetches_its_models_and_says_how_far_it_is(
     start: Callable[..., Started], hub: HubDouble, tmp_path: Path
 ) -> None:
     hub.lfs["maker/model/big.safetensors"] = content(60_000_000)
     hub.bytes_per_second = 4_000_000
-    line = {"folder": "checkpoints", "name": "m.safetensors", "repo": "maker/model", "file": "big.safetensors"}
-    manifest = tmp_path / "models.yaml"
-    manifest.write_text(yaml.safe_dump([line]))
-    started = start(HF_ENDPOINT=hub.endpoint, TROUPE_MODELS_MANIFEST=str(manifest))
+    started = start(HF_ENDPOINT=hub.endpoint, TROUPE_MODELS_MANIFEST=one_model(tmp_path))
     pod = started.pod(lambda pod: bool((pod["boot"] or {}).get("percent")))
     assert (pod["state"], pod["kind"], pod["boot"]["phase"]) == ("joining", "comfyui", "models")
     assert pod["boot"]["detail"] == "downloading checkpoints/m.safetensors"
@@ -153,6 +160,17 @@ def test_a_pod_joins_while_it_fetches_its_models_and_says_how_far_it_is(
     assert end(started.process) == 0
     assert started.healthy() == 1
     assert SECRET not in started.log.read_text()
+
+
+def test_a_pod_is_ready_once_its_models_are_there_and_ends_in_order_on_sigterm(
+    start: Callable[..., Started], hub: HubDouble, tmp_path: Path
+) -> None:
+    body = hub.lfs["maker/model/big.safetensors"] = content(1_000_000)
+    started = start(HF_ENDPOINT=hub.endpoint, TROUPE_MODELS_MANIFEST=one_model(tmp_path), COMFYUI_DIR=str(FAKE_COMFYUI))
+    pod = started.pod(lambda pod: pod["state"] == "ready")
+    assert pod["address"] == f"http://127.0.0.1:{started.port}"
+    assert (started.layout.volume / "models/checkpoints/m.safetensors").read_bytes() == body
+    assert end(started.process) == 0
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import time
@@ -11,7 +12,7 @@ import pytest
 
 from pod_images.shared_lock import LockLostError, Patience, Waiting, hold
 
-QUICK = Patience(beat=0.05, dead=0.4, poll=0.02)
+QUICK = Patience(beat=0.05, dead=1.0, poll=0.02)
 
 
 def wait_quietly(_seen: Waiting) -> None:
@@ -46,7 +47,7 @@ def test_a_living_owner_keeps_its_lock_however_long_the_other_waits(tmp_path: Pa
     with hold(lock, QUICK, wait_quietly):
         thread = threading.Thread(target=second)
         thread.start()
-        time.sleep(4 * QUICK.dead)
+        time.sleep(2 * QUICK.dead)
         order.append("first")
     thread.join()
     assert order == ["first", "second"]
@@ -73,3 +74,13 @@ def test_who_waits_may_give_up(tmp_path: Path) -> None:
     with pytest.raises(InterruptedError), hold(lock, QUICK, give_up):
         pass
     assert os.listdir(tmp_path) == ["x.lock"]
+
+
+def test_a_disk_too_full_for_a_beat_leaves_no_lock_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_arguments: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(OSError, match="No space"), hold(tmp_path / "x.lock", QUICK, wait_quietly):
+        pass
+    assert list(tmp_path.iterdir()) == []
