@@ -89,6 +89,16 @@ class Client:
                 form.add_field("images", files.enter_context(path.open("rb")), filename=path.name, content_type=kind)
             return await self._json("POST", "/characters", data=form)
 
+    async def import_workflow(self, path: Path, fields: Mapping[str, Any]) -> Json:
+        """Send an export of ComfyUI, or a picture that carries one; fields of None are left out."""
+        form = aiohttp.FormData(quote_fields=False, default_to_multipart=True)
+        for key, value in fields.items():
+            if value is not None:
+                form.add_field(key, value if isinstance(value, str) else json.dumps(value))
+        with path.open("rb") as file:
+            form.add_field("file", file, filename=path.name, content_type="application/octet-stream")
+            return await self._json("POST", "/workflows", data=form)
+
     async def job(self, job_id: str) -> Json:
         """One job as it is now."""
         return await self.get(f"/jobs/{quote(job_id)}")

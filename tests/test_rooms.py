@@ -30,7 +30,7 @@ ARROWS: dict[str, set[str]] = {
         "services", "api",
     },
     "client": {"errors"},
-    "cli": {"errors", "settings", "app", "client", "domain"},
+    "cli": {"errors", "settings", "app", "client", "domain", "workflows", "comfy"},
     "comfy_nodes": set(),
     "pod_images": {"comfy_nodes"},
     "sketch_base": {"comfy_nodes"},

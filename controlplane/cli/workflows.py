@@ -46,7 +46,10 @@ async def import_(options: argparse.Namespace, console: Console) -> int:
             return 0
         character = await _ready_character(client) if answer["workflow"]["takes_character"] else None
     _print_outcome(console, answer)
-    _print_use(console, options.url, answer["workflow"], character)
+    if options.dry_run:
+        console.print("Nothing was kept: run it again without --dry-run.")
+    else:
+        _print_use(console, options.url, answer["workflow"], character)
     return 0
 
 
@@ -148,7 +151,9 @@ def _print_outcome(console: Console, answer: Json) -> None:
     status = said.get(answer["status"], answer["status"])
     told = f"[bold]{escape(workflow['name'])}[/] ({workflow['kind']}, base {workflow['base']}): {status}, "
     console.print(f"{told}version {workflow['digest'][:12]}")
-    rows = [(one["name"], ", ".join(one["places"]), one["how"]) for one in answer["findings"]]
+    # Version and checksum of a LoRA go with its character; nobody sets them.
+    told_of = {*workflow["inputs"], "character_id"}
+    rows = [(one["name"], ", ".join(one["places"]), one["how"]) for one in answer["findings"] if one["name"] in told_of]
     show.table(console, ("input", "where", "found by"), rows)
     for change in answer["diff"]:
         sign, colour = SIGNS[change["action"]]
@@ -158,15 +163,17 @@ def _print_outcome(console: Console, answer: Json) -> None:
         show.table(console, ("pod", "state", "lacks"), rows)
     for warning in answer["warnings"]:
         console.print(f"[yellow]note:[/] {escape(warning)}", soft_wrap=True)
+    if not workflow["takes_character"]:
+        console.print("It takes no character; with --insert-character it would.")
 
 
 def _print_inputs(console: Console, workflow: Json) -> None:
     rows = []
     for name, spec in workflow["inputs"].items():
-        bounds = [str(spec[one]) for one in ("min", "max") if spec.get(one) is not None]
+        bounds = [f"{spec[one]:.16g}" for one in ("min", "max") if spec.get(one) is not None]
         allowed = " to ".join(bounds) if len(bounds) == 2 else ", ".join((spec.get("options") or [])[:8])
         default = "needed" if spec["required"] else json.dumps(spec.get("default"), ensure_ascii=False)[:40]
-        rows.append((name, spec["type"], default, allowed, spec["description"]))
+        rows.append((name, spec["type"], "random" if name == "seed" else default, allowed, spec["description"]))
     show.table(console, ("input", "type", "default", "allowed", "what"), rows)
 
 

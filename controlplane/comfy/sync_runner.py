@@ -41,6 +41,7 @@ ABSENT_LOOKS = 3
 UNREACHABLE_SECONDS = 60.0
 REST_SECONDS = 0.2
 CHUNK = 1 << 20
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 class RunFailed(TroupeError):
@@ -82,6 +83,9 @@ class SyncRunner:
         self._url = (url if "://" in url else f"http://{url}").rstrip("/")
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._stop = stop or threading.Event()
+        self._direct = [host] if (host := urllib.parse.urlsplit(self._url).hostname or "") in LOOPBACK else []
+        proxies = (urllib.request.ProxyHandler({}),) if self._direct else ()
+        self._opener = urllib.request.build_opener(_NoRedirects(), *proxies)
 
     def object_info(self, classes: Sequence[str]) -> dict[str, Any]:
         """What this ComfyUI says of node classes; what it lacks is left out."""
@@ -108,7 +112,7 @@ class SyncRunner:
     def run(self, graph: Mapping[str, Any], told: Callable[[RunProgress], None]) -> Finished:
         """Run a graph to its end; RunFailed says what went wrong where, ComfyUnreachable and RunStopped are of it."""
         client_id, prompt_id = str(uuid.uuid4()), str(uuid.uuid4())
-        hints = _Hints(self._url, self._headers, client_id)
+        hints = _Hints(self._url, self._headers, client_id, self._direct)
         try:
             self._submit(graph, prompt_id, client_id)
             finished = self._follow(graph, prompt_id, hints, told)
@@ -200,7 +204,7 @@ class SyncRunner:
         headers = {**self._headers, **({"Content-Type": media_type} if media_type else {})}
         request = urllib.request.Request(self._url + path, data=body, headers=headers, method=method)
         try:
-            with urllib.request.urlopen(request, timeout=seconds) as response:
+            with self._opener.open(request, timeout=seconds) as response:
                 return bytes(response.read())
         except urllib.error.HTTPError as error:
             text = error.read(CHUNK).decode("utf-8", "replace")
@@ -232,6 +236,13 @@ def files_of(finished: Finished) -> Iterator[ResultFile]:
                         yield file
 
 
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """ComfyUI redirects nowhere; a token must not follow one that leads elsewhere."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
 class _Answered(Exception):
     """A status that the caller puts into words."""
 
@@ -244,13 +255,13 @@ class _Answered(Exception):
 class _Hints:
     """ComfyUI's websocket. It only makes a run's progress visible: without it, looking at the history is enough."""
 
-    def __init__(self, url: str, headers: Mapping[str, str], client_id: str) -> None:
+    def __init__(self, url: str, headers: Mapping[str, str], client_id: str, direct: list[str]) -> None:
         address = "ws" + url.removeprefix("http") + f"/ws?clientId={client_id}"
         self._socket: websocket.WebSocket | None = None
         try:
             # An Origin header of another host is refused by ComfyUI on loopback.
             self._socket = websocket.create_connection(
-                address, timeout=CALL_SECONDS, header=dict(headers), suppress_origin=True
+                address, timeout=CALL_SECONDS, header=dict(headers), suppress_origin=True, http_no_proxy=direct
             )
             self._socket.settimeout(HINT_SECONDS)
         except (websocket.WebSocketException, OSError):

@@ -169,7 +169,7 @@ class Generation:
         if values["lora_strength"] == VERSION_DEFAULT_STRENGTH and version is not None:
             values["lora_strength"] = version.default_strength
         ours = {
-            "lora_strength": version.default_strength if version is not None else None,
+            "lora_strength": version.default_strength if version is not None and _leaves_strength(template) else None,
             "negative_prompt": _unless_its_own(template, "negative_prompt", cast.model.negative_prompt or None),
             "seed": secrets.randbelow(SEEDS),
             "checkpoint": cast.model.checkpoint if _is_internal(template, "checkpoint") else None,
@@ -266,6 +266,11 @@ def _picture(c: Connection, project_id: str, pointer: str, asset_id: str) -> Ass
 def _unless_its_own(template: Template, name: str, value: Any) -> Any:
     """A base model's value, None where the template brings one of its own."""
     return None if template.takes(name) and template.inputs[name].default else value
+
+
+def _leaves_strength(template: Template) -> bool:
+    """Whether a template leaves the LoRA's strength to the version; an artist may have set one of their own."""
+    return template.takes("lora_strength") and template.inputs["lora_strength"].default == VERSION_DEFAULT_STRENGTH
 
 
 def _is_internal(template: Template, name: str) -> bool:

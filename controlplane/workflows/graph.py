@@ -70,6 +70,14 @@ def links(graph: Graph) -> Iterator[tuple[str, str, str, int]]:
                 yield node_id, name, value[0], value[1]
 
 
+def in_order(graph: Graph) -> list[str]:
+    """The nodes' ids, each behind everything that it depends on."""
+    sources: dict[str, set[str]] = {node_id: set() for node_id in graph}
+    for node_id, _, source, _ in links(graph):
+        sources[node_id].add(source)
+    return list(TopologicalSorter(sources).static_order())
+
+
 def node_classes(graph: Graph) -> frozenset[str]:
     """The classes of a graph's nodes."""
     return frozenset(node.class_type for node in graph.values())

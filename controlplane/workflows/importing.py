@@ -30,7 +30,8 @@ from controlplane.workflows.tracing import Found, named, text_fields, trace
 ESTIMATE_SECONDS = {"image": 20.0, "video": 120.0}
 EXAMPLE_PROMPT = "a portrait, smiling, by the sea"
 HOW_TO_TITLE = (
-    "In ComfyUI, double-click the title of the node whose text requests should set, call it @prompt, and export"
+    "In ComfyUI, double-click the title of the node that holds the text which requests should set, call it @prompt, "
+    "and export again."
 )
 UNREAD_PROMPT: Mapping[str, Any] = {
     "type": "string",
@@ -121,7 +122,7 @@ def _inputs(graph: Graph, facts: Facts, outputs: Mapping[str, str]) -> tuple[dic
         reason = traced.unclear.get(
             "prompt", "the text that reaches the sampler has another name, or more uses than one"
         )
-        raise InvalidTemplate(f"It is not clear where the prompt goes: {reason}. {HOW_TO_TITLE} again.")
+        raise InvalidTemplate(f"It is not clear where the prompt goes: {reason}. {HOW_TO_TITLE}")
     for name, reason in traced.unclear.items():
         if name not in found and name != "prompt":
             notes.append(f"{name} stays as it is: {reason}; title the node @{name} to set it")

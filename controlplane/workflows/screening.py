@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from controlplane.workflows.graph import in_order
 from controlplane.workflows.template import Input, Template
 from controlplane.workflows.walking import Use, uses
 
-POSITIVE_SLOT, NEGATIVE_SLOT = 0, 1
+NEGATIVE_SLOT = 1
 
 
 def wanted_texts(template: Template, values: Mapping[str, Any]) -> list[str]:
@@ -44,7 +45,7 @@ def fixed_texts(template: Template, walk: _Walk | None = None) -> list[str]:
 
 
 class _Walk:
-    """Where the texts of one template's nodes end up."""
+    """Where the texts of one template's nodes end up: worked out from the ends of the graph backwards."""
 
     def __init__(self, template: Template) -> None:
         self._graph = template.graph
@@ -52,26 +53,30 @@ class _Walk:
         self._inputs_at = {
             (target.node, target.field): spec for spec in template.inputs.values() for target in spec.targets
         }
-        self._known: dict[str, bool] = {}
+        self._negative: set[str] = set()
+        """Nodes all of whose outputs end at the negative side of guided samplers."""
+        self._negative_second: set[str] = set()
+        """Nodes whose second output, the negative one of two, does."""
+        for node_id in reversed(in_order(template.graph)):
+            if self._all_negative(self._uses[node_id]):
+                self._negative.add(node_id)
+            if self._all_negative([use for use in self._uses[node_id] if use.slot == NEGATIVE_SLOT]):
+                self._negative_second.add(node_id)
 
     def only_negative(self, node_id: str) -> bool:
         """Whether all that a node gives ends at the negative side of guided samplers."""
-        if node_id not in self._known:
-            self._known[node_id] = self._ends_negative(node_id, None)
-        return self._known[node_id]
+        return node_id in self._negative
 
-    def _ends_negative(self, node_id: str, slot: int | None) -> bool:
-        taken = [use for use in self._uses[node_id] if slot is None or use.slot == slot]
+    def _all_negative(self, taken: Sequence[Use]) -> bool:
         return bool(taken) and all(self._is_negative(use) for use in taken)
 
     def _is_negative(self, use: Use) -> bool:
-        inputs = self._graph[use.node].inputs
         if use.name != "negative":
-            return not use.name.startswith("positive") and self.only_negative(use.node)
+            return not use.name.startswith("positive") and use.node in self._negative
         if self._is_guided(use.node):
             return True
         # Nodes such as ControlNetApplyAdvanced take both sides and give both on, in this order.
-        return "positive" in inputs and self._ends_negative(use.node, NEGATIVE_SLOT)
+        return "positive" in self._graph[use.node].inputs and use.node in self._negative_second
 
     def _is_guided(self, node_id: str) -> bool:
         """Whether a node keeps away from its negative side: its cfg is 1 or more, whatever a request says."""

@@ -129,8 +129,7 @@ class _Tracer:
         found: list[str] = []
         for root in self._roots:
             for node_id, name in self._guidance(root, side):
-                source = linked(self._graph[node_id].inputs)[name]
-                found += self._texts_behind(source[0], source[1], set())
+                found += self._texts_behind(linked(self._graph[node_id].inputs)[name])
         return list(dict.fromkeys(found))
 
     def _guidance(self, sampler: str, side: str) -> list[tuple[str, str]]:
@@ -145,15 +144,18 @@ class _Tracer:
                 pairs.append((guider, "conditioning"))
         return pairs
 
-    def _texts_behind(self, node_id: str, slot: int, seen: set[tuple[str, int]]) -> list[str]:
-        if (node_id, slot) in seen:
-            return []
-        seen.add((node_id, slot))
-        if text_fields(self._graph, self._facts, node_id):
-            return [node_id]
-        found = []
-        for source, source_slot in self._conditioning_of(node_id, slot):
-            found += self._texts_behind(source, source_slot, seen)
+    def _texts_behind(self, source: tuple[str, int]) -> list[str]:
+        """The nodes with text that a link of conditioning comes from."""
+        found, seen, todo = [], set(), [source]
+        while todo:
+            one = todo.pop(0)
+            if one in seen:
+                continue
+            seen.add(one)
+            if text_fields(self._graph, self._facts, one[0]):
+                found.append(one[0])
+            else:
+                todo += self._conditioning_of(*one)
         return found
 
     def _conditioning_of(self, node_id: str, slot: int) -> list[tuple[str, int]]:

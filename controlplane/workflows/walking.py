@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from controlplane.workflows.graph import Graph, is_link, links
+from controlplane.workflows.object_info import LITERAL_TYPES, output_type
 
 Kind = Literal["text", "number", "any"]
 
@@ -62,14 +63,18 @@ def literal_behind(graph: Graph, node_id: str, name: str, kind: Kind) -> tuple[s
     value = graph[node_id].inputs.get(name)
     if not is_link(value):
         return (node_id, name) if is_literal(value, kind) else None
-    source = graph[value[0]]
-    literals = [field for field, one in source.inputs.items() if is_literal(one, kind)]
+    while True:
+        source_id, slot = value
+        source = graph[source_id]
+        literals = [field for field, one in source.inputs.items() if is_literal(one, kind)]
+        further = [one for one in source.inputs.values() if is_link(one)]
+        if literals or len(further) != 1:
+            break
+        value = further[0]  # a reroute
+    told = output_type(graph, {}, source_id, slot)
+    if (told and told not in LITERAL_TYPES) or (kind == "any" and further):
+        return None  # of a node that computes something, nobody can say which value is meant
     for field in (name, *VALUE_FIELDS):
         if field in literals:
-            return value[0], field
-    if len(literals) == 1:
-        return value[0], literals[0]
-    further = linked(source.inputs)
-    if not literals and len(further) == 1:  # a reroute
-        return literal_behind(graph, value[0], next(iter(further)), kind)
-    return None
+            return source_id, field
+    return (source_id, literals[0]) if len(literals) == 1 else None

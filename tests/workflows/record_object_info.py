@@ -1,6 +1,6 @@
 """Records a reduced /object_info of a running ComfyUI: only the classes named here, only what an import reads of them.
 
-Run by hand: ``python tests/workflows/record_object_info.py http://127.0.0.1:8188 tests/workflows/data/object_info_0.8.0.json``
+Run by hand: ``python tests/workflows/record_object_info.py http://127.0.0.1:8188 FILE``
 """
 
 from __future__ import annotations
