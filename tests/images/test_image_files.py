@@ -236,13 +236,15 @@ def test_comfyui_is_held_to_the_torch_that_is_installed() -> None:
     }
 
 
-def test_every_model_of_the_manifest_is_pinned_by_commit_digest_and_size_and_names_its_licence() -> None:
-    loose = [
-        file.title
-        for file in load_manifest(FOLDER / "models.yaml")
-        if not (re.fullmatch(r"[0-9a-f]{40}", file.revision) and file.sha256 and file.bytes and file.licence)
-    ]
+def test_every_file_of_the_manifest_is_pinned_by_its_commit_and_names_its_licence() -> None:
+    files = load_manifest(FOLDER / "models.yaml")
+    loose = [file.title for file in files if not (re.fullmatch(r"[0-9a-f]{40}", file.revision) and file.licence)]
     assert loose == []
+
+
+def test_every_checkpoint_of_the_manifest_is_pinned_by_digest_and_size() -> None:
+    files = [file for file in load_manifest(FOLDER / "models.yaml") if file.folder == "checkpoints"]
+    assert [file.title for file in files if not (file.sha256 and file.bytes)] == []
 
 
 def test_the_manifest_has_every_checkpoint_that_the_sdxl_base_and_its_templates_name() -> None:
