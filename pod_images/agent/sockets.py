@@ -85,7 +85,7 @@ class Relay:
         ]
         try:
             done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
-            if parts[0] in done and parts[2] not in done:
+            if parts[0] in done and parts[2] not in done and self._why is None:
                 with contextlib.suppress(TimeoutError):  # what came before the end still goes out
                     async with asyncio.timeout(CLOSE_SECONDS):
                         await self._outbox.frames.join()
@@ -94,6 +94,7 @@ class Relay:
                 part.cancel()
             await asyncio.gather(*parts, return_exceptions=True)
             code, words = self._why or self._upstream_end()
+            self.end()  # at once: until then ComfyUI waits for whoever does not read
             with contextlib.suppress(ConnectionError, TimeoutError):
                 async with asyncio.timeout(CLOSE_SECONDS):
                     await caller.close(code=code, message=words.encode())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import hashlib
 import os
 import sys
@@ -62,7 +63,9 @@ class Fake:
             await self.tell(client_id, "executing", {"node": None, "prompt_id": prompt_id})
 
     async def execute(self, name: str, inputs: dict[str, Any], client_id: str) -> str | None:
-        if name == "FakeSleep":
+        if name == "FakeFat":
+            self.rss = 1 << 60
+        if name in ("FakeSleep", "FakeFat"):
             until = time.monotonic() + inputs["seconds"]
             while time.monotonic() < until:
                 await asyncio.sleep(0.05)
@@ -78,14 +81,13 @@ class Fake:
         elif name == "FakeDevice":
             self.device_error = "CUDA error: an illegal memory access was encountered"
             return self.device_error
-        elif name == "FakeFat":
-            self.rss = 1 << 60
         elif name == "FakeDeliver":
             await self.deliver(inputs["url"])
         elif name == "FakeFrames":
             socket = self.sockets[client_id]
             for _ in range(inputs["count"]):
-                await socket.send_bytes(os.urandom(inputs["bytes"]))
+                with contextlib.suppress(ConnectionError):  # as ComfyUI does
+                    await socket.send_bytes(os.urandom(inputs["bytes"]))
         return None
 
     async def deliver(self, url: str) -> None:
