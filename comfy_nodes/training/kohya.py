@@ -43,7 +43,8 @@ def command(job: Job) -> Command:
     return Command(
         argv=[_variable("SD_SCRIPTS_PYTHON"), *arguments(job, settings, folder), *sampling],
         cwd=Path(_variable("SD_SCRIPTS_DIR")),
-        environment={"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads},
+        # Packages that this process was shown are not for the trainer's own Python.
+        environment={"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "PYTHONPATH": "", "PYTHONNOUSERSITE": "1"},
     )
 
 

@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 import queue
+import re
 import signal
 import subprocess
 import sys
@@ -27,6 +28,9 @@ LOG_LINES_KEPT = 200
 # No step for this long, or for 20 steps' time, after the first one: the trainer hangs.
 HUNG_SECONDS = 120.0
 HUNG_STEPS = 20.0
+
+
+_SECRET = re.compile(r"(?:^|_)(?:KEY|KEYS|TOKEN|SECRET|PASSWORD|CREDENTIALS)(?:_|$)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -86,9 +90,8 @@ def _start(command: Command) -> subprocess.Popen[bytes]:
         "TRANSFORMERS_OFFLINE": "1",
         **command.environment,
     }
-    # The trainer has no business with the control plane.
-    for secret in ("TROUPE_POD_KEY", "TROUPE_POD_KEY_FILE", "TROUPE_POD_TOKEN", "TROUPE_JOIN_TOKEN"):
-        environment.pop(secret, None)
+    # The trainer has no business with the control plane, with the provider or with any store.
+    environment = {name: value for name, value in environment.items() if not _SECRET.search(name)}
     try:
         return subprocess.Popen(
             list(command.argv),

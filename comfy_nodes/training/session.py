@@ -50,6 +50,10 @@ class Session:
 
     def run(self) -> dict[str, Any]:
         """The LoRA's entry for the node's `ui`. Raises TrainerError, TransportError or the host's interrupt."""
+        with _beating(lambda: self._pace):
+            return self._run()
+
+    def _run(self) -> dict[str, Any]:
         trainer = self._trainer()
         checkpoint = self._checkpoint()
         folder = Path(tempfile.mkdtemp(prefix="troupe-training-", dir=os.environ.get("TROUPE_WORK_DIR") or None))
@@ -97,7 +101,7 @@ class Session:
         if saved is None:
             return job
         try:
-            resume = states.fetch(saved, folder, self._link.download)
+            resume = states.fetch(saved, folder, self._link.download, self._check)
         except (TransportError, states.StateError) as error:
             why = f"the state saved at step {saved.step} could not be used ({error})"
             self._reporter.note(f"{why}; training starts over")
@@ -123,6 +127,7 @@ class Session:
                 number += 1
                 job = replace(job, output=folder / f"try-{number}" / "out")
                 self._reporter.note(sentence)
+            uploads.finish(self._check)
         self._warnings += uploads.warnings
         return job, finished
 
@@ -151,8 +156,7 @@ class Session:
             looking()
             return self._stop_reason()
 
-        with _beating(lambda: self._pace):
-            finished = runner.run(trainer.command(job), lambda event: self._on_event(event, job), stop_reason)
+        finished = runner.run(trainer.command(job), lambda event: self._on_event(event, job), stop_reason)
         # The process is gone: what did not change between two looks is whole. A state is of no use any more.
         for product in [*products.look(), *products.look()]:
             if product.kind != "state":
@@ -240,7 +244,10 @@ class _Regularly:
 
 @contextmanager
 def _beating(pace: Callable[[], float | None]) -> Iterator[None]:
-    """Signs of life of this node while the trainer process lives, so that its silent phases are not taken for death."""
+    """Signs of life of this node, so that silent phases are not taken for death.
+
+    A trainer that hangs is noticed by its runner, and no exchange with the control plane waits for ever.
+    """
     over = threading.Event()
 
     def beat() -> None:

@@ -42,11 +42,11 @@ def pack(folder: Path, target: Path, epoch: int, step: int, settings: Mapping[st
     note.unlink()
 
 
-def fetch(saved: SavedState, folder: Path, download: Download) -> Resume:
-    """Download and unpack a state into `folder`. Raises StateError or TransportError."""
+def fetch(saved: SavedState, folder: Path, download: Download, check: Callable[[], None]) -> Resume:
+    """Download and unpack a state into `folder`; `check` may raise. Raises StateError or TransportError."""
     folder.mkdir(parents=True)
     archive = folder / "state.tar"
-    retrying(lambda: _download(saved, archive, download))
+    retrying(lambda: _download(saved, archive, download, check))
     try:
         with tarfile.open(archive) as tar:
             tar.extractall(folder, filter="data")
@@ -61,12 +61,13 @@ def fetch(saved: SavedState, folder: Path, download: Download) -> Resume:
     return resume
 
 
-def _download(saved: SavedState, target: Path, download: Download) -> None:
+def _download(saved: SavedState, target: Path, download: Download, check: Callable[[], None]) -> None:
     if saved.bytes > MAX_STATE_BYTES:
         raise StateError(f"it has {saved.bytes} bytes")
     digest, size = hashlib.sha256(), 0
     with download(saved.url) as stream, target.open("wb") as file:
         for chunk in stream.chunks:
+            check()
             file.write(chunk)
             digest.update(chunk)
             size += len(chunk)

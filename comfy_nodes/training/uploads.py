@@ -17,6 +17,7 @@ from .report import ProgressReporter
 
 # Writes the tar of a state and answers the name that it is to be stored under.
 Pack = Callable[[Product, Path], str]
+_LOOK_EVERY_SECONDS = 0.25
 CHECKPOINT_MEDIA_TYPE = "application/octet-stream"
 
 
@@ -31,26 +32,38 @@ class Uploads:
         self._samples = 0
         self._newest_state = 0
         self._over = False
+        self._waiting: set[concurrent.futures.Future[None]] = set()
         self._pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="training-uploads")
 
     def add(self, product: Product, pack: Pack) -> None:
         """Upload it in its turn; returns at once. `pack` is for a state."""
         if product.kind == "sample":
-            self._pool.submit(self._guarded, product, self._upload_sample, self._samples)
+            self._submit(product, self._upload_sample, self._samples)
             self._samples += 1
         elif product.kind == "checkpoint":
-            self._pool.submit(self._guarded, product, self._upload_checkpoint, product.epoch)
+            self._submit(product, self._upload_checkpoint, product.epoch)
         else:
             self._newest_state = product.epoch
-            self._pool.submit(self._guarded, product, functools.partial(self._upload_state, pack), product.epoch)
+            self._submit(product, functools.partial(self._upload_state, pack), product.epoch)
+
+    def finish(self, check: Callable[[], None]) -> None:
+        """Wait for what was added, states excepted; `check` is called meanwhile and may raise."""
+        self._over = True
+        waiting = self._waiting
+        while waiting:
+            check()
+            _, waiting = concurrent.futures.wait(waiting, _LOOK_EVERY_SECONDS)
 
     def __enter__(self) -> Uploads:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_error: object) -> None:
-        self._over = True
+    def __exit__(self, *_error: object) -> None:
         # After a failure nobody waits for the pictures of a training that is over.
-        self._pool.shutdown(wait=kind is None, cancel_futures=kind is not None)
+        self._over = True
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _submit(self, product: Product, upload: Callable[[Product, int], None], index: int) -> None:
+        self._waiting.add(self._pool.submit(self._guarded, product, upload, index))
 
     def _guarded(self, product: Product, upload: Callable[[Product, int], None], index: int) -> None:
         try:

@@ -404,6 +404,26 @@ def test_every_captured_failure_is_told_by_its_code_and_leaves_nothing(
     assert list((bench.folder / "work").iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("line", "rc", "code"),
+    [
+        ("2026-11-20 19:08:35 INFO     /job/words.toml not found.          train_util.py:4741", 1, "bad_job_file"),
+        ("voluptuous.error.MultipleInvalid: extra keys not allowed @ data['x']", 1, "bad_dataset_config"),
+        ("AssertionError: bucket_reso_steps is 32. it must be divisible by 64.", 1, "bad_dataset_config"),
+        ("AssertionError: caption file is empty: /job/images/001.txt", 1, "empty_caption"),
+        ("RuntimeError: NaN detected in latents: /job/images/001.png", 1, "nan_in_latents"),
+        ("RuntimeError: NaN detected in text encoder outputs", 1, "nan_in_captions"),
+        ("ImportError: No bitsandbytes / bitsandbytesがインストールされていないようです", 1, "missing_package"),
+        ("ValueError: something nobody thought of", 1, "trainer_failed"),
+        ("", -11, "crashed"),
+    ],
+)
+def test_every_other_failure_of_the_table_is_told_by_its_code(line: str, rc: int, code: str, bench: Bench) -> None:
+    bench.prepare({"fail": line, "rc": rc})
+    with pytest.raises(TrainerError, match=f"^{code}: "):
+        bench.train()
+
+
 def test_the_trainer_shows_signs_of_life_while_it_runs(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     beats: list[float | None] = []
     monkeypatch.setattr(state, "beat", beats.append)

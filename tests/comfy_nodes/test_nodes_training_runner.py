@@ -143,10 +143,22 @@ def test_an_interpreter_that_is_missing_is_told(tmp_path: Path) -> None:
         runner.run(Command(["/nowhere/python"], tmp_path), lambda _event: None, lambda: None)
 
 
-def test_the_trainer_does_not_get_the_pods_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TROUPE_POD_KEY", "s3cret")
-    code = "import os; print('key', os.environ.get('TROUPE_POD_KEY'), os.environ['PYTHONUNBUFFERED'])"
-    assert runner.run(python(code, tmp_path), lambda _event: None, lambda: None).log == ("key None 1",)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "TROUPE_POD_KEY",
+        "TROUPE_POD_KEY_FILE",
+        "TROUPE_JOIN_TOKEN",
+        "RUNPOD_API_KEY",
+        "AWS_SECRET_ACCESS_KEY",
+        "HF_TOKEN",
+    ],
+)
+def test_the_trainer_does_not_get_the_pods_secrets(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "s3cret")
+    monkeypatch.setenv("SD_SCRIPTS_TOKENIZERS", "/models/tokenizers")
+    code = "import os; print('s3cret' in os.environ.values(), os.environ['SD_SCRIPTS_TOKENIZERS'])"
+    assert runner.run(python(code, tmp_path), lambda _event: None, lambda: None).log == ("False /models/tokenizers",)
 
 
 def test_a_flood_of_output_does_not_block_the_trainer(tmp_path: Path) -> None:
