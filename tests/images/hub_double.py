@@ -64,6 +64,9 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer()
 
     def _answer(self) -> None:
+        if self.name == "hub" and not _RESOLVE.fullmatch(self.path):
+            self._send(404)  # what the client asks for purposes of its own is no part of a test
+            return
         self.hub.asked.append(
             Asked(
                 self.name,
