@@ -1,4 +1,4 @@
-"""What may leave a node: ordinary exceptions and plain JSON; anything else ends the host's worker or its process."""
+"""What may leave a node: ordinary exceptions, plain JSON, and for IS_CHANGED a value that is never the same."""
 
 from __future__ import annotations
 
@@ -27,6 +27,14 @@ def contained(node: Callable[P, R]) -> Callable[P, R]:
             raise RuntimeError(f"a library tried to end the process: {exit_request!r}") from exit_request
 
     return run
+
+
+def never_the_same() -> float:
+    """What IS_CHANGED answers for a node that must always run: a NaN of its own.
+
+    ComfyUI compares by identity before it compares by value, so `math.nan`, being one object, equals itself there.
+    """
+    return float("nan")
 
 
 def ui(**lists: list[Any]) -> dict[str, list[Any]]:

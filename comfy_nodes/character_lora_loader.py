@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import re
 import time
 from collections.abc import Mapping
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .boundary import contained, ui
+from .boundary import contained, never_the_same, ui
 from .control_plane import ControlPlane, link_from_environment
 from .host import Clip, Host, Model, current_host, pause
 from .lora_cache import cache_in
@@ -59,7 +58,7 @@ class CharacterLoRALoader:
         try:
             status = _local_file(current_host(), character_id).stat()
         except FileNotFoundError:
-            return math.nan
+            return never_the_same()
         return f"{status.st_mtime_ns} {status.st_size}"
 
     @contained

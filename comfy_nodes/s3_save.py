@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 import threading
 from collections import OrderedDict
@@ -12,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .boundary import contained, ui
+from .boundary import contained, never_the_same, ui
 from .control_plane import ControlPlane, Upload, digest_of, link_from_environment
 from .host import Host, current_host, pause
 from .media import IMAGE_FORMATS, VIDEO_FORMATS, Encoded, encode_image, encode_video, pixels_of
@@ -55,7 +54,7 @@ class S3Save:
     @classmethod
     def IS_CHANGED(cls, **_inputs: Any) -> float:
         """NaN, so that it always runs: a cached result would name the first job's assets."""
-        return math.nan
+        return never_the_same()
 
     @contained
     def save(

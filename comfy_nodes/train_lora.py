@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
-from .boundary import contained, ui
+from .boundary import contained, never_the_same, ui
 from .control_plane import ControlPlane, Dataset, link_from_environment
 from .host import current_host, pause
 from .training.failure import TrainerError
@@ -38,7 +37,7 @@ class TrainLoRA:
     @classmethod
     def IS_CHANGED(cls, **_inputs: Any) -> float:
         """NaN, so that it always runs: a retry must train again."""
-        return math.nan
+        return never_the_same()
 
     @contained
     def train(

@@ -15,7 +15,7 @@ import torch
 
 import comfy_nodes
 from comfy_nodes import host as host_seam
-from comfy_nodes.boundary import contained, ui
+from comfy_nodes.boundary import contained, never_the_same, ui
 from comfy_nodes.prompt_travel_sampler import PromptTravelSampler, travelled
 
 PACK = Path(comfy_nodes.__file__).parent
@@ -73,6 +73,11 @@ def test_the_hosts_interrupt_passes_through() -> None:
 def test_what_is_not_json_never_reaches_the_ui(value: Any) -> None:
     with pytest.raises(RuntimeError, match="not JSON"):
         ui(assets=[{"value": value}])
+
+
+def test_a_node_that_must_always_run_is_never_the_same_even_by_identity() -> None:
+    assert never_the_same() is not never_the_same()
+    assert (never_the_same(),) != (never_the_same(),)
 
 
 def test_unknown_members_are_left_out_of_the_ui() -> None:
