@@ -19,6 +19,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_making(commands)
     _add_lists(commands)
     _add_pods(commands)
+    _add_pod(commands)
     return parser
 
 
@@ -169,6 +170,30 @@ def _client(commands: Commands, name: str, words: str) -> argparse.ArgumentParse
     parser.add_argument("--url", default=url, help=f"the server (TROUPE_URL, {DEFAULT_URL})")
     parser.add_argument("--json", action="store_true", help="print the server's JSON")
     return parser
+
+
+def _add_pod(commands: Commands) -> None:
+    pod = commands.add_parser("pod", help="run a pod on this machine")
+    kinds = pod.add_subparsers(dest="kind", required=True, metavar="KIND")
+    comfyui = kinds.add_parser("comfyui", help="a ComfyUI of your own, guarded by its agent, until Ctrl-C")
+    add = comfyui.add_argument
+    add("--comfyui-dir", type=Path, metavar="DIR", help="the ComfyUI checkout; it is only read (COMFYUI_DIR)")
+    add("--comfyui-python", metavar="FILE", help="the interpreter with ComfyUI's packages (COMFYUI_PYTHON, this one)")
+    add("--comfyui-args", metavar="TEXT", help='ComfyUI\'s own options, such as "--cpu" (COMFYUI_ARGS)')
+    add("--control-plane", metavar="URL", help="where to register; without it the pod serves whoever has its token")
+    add("--token", help="join token; rather in TROUPE_JOIN_TOKEN, which no list of processes shows")
+    add("--data", type=Path, metavar="DIR", help="what the pod keeps (./troupe-pod)")
+    add("--base-directory", type=Path, metavar="DIR", help="ComfyUI's input, output and temp (DATA/comfyui)")
+    add("--models", type=Path, action="append", metavar="DIR", help="a folder of model folders; repeat")
+    add("--models-manifest", type=Path, metavar="FILE", help="model files to have before ComfyUI starts")
+    add("--host", help="address to listen on (127.0.0.1)")
+    add("--port", type=int, help="port to listen on (a free one)")
+    add("--public-address", metavar="URL", help="where the control plane reaches this pod, if not there")
+    add("--labels", help="what it is for: image,video,train (anything)")
+    add("--name", help="what the pod is called")
+    add("--dead-man-minutes", type=float, metavar="N", help="end it when the control plane is silent so long (15)")
+    add("--hung-seconds", type=float, metavar="N", help="a node without a sign of life so long hangs (120)")
+    add("--memory-limit", type=int, metavar="BYTES", help="restart an idle ComfyUI past this; 0: never (90 %% of all)")
 
 
 def _count(text: str) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from controlplane.cli import commands, demo, pods, server, workflows
+from controlplane.cli import commands, demo, pod, pods, server, workflows
 from controlplane.cli.arguments import build_parser
 from controlplane.cli.stopping import Stopped, until_stopped
 from controlplane.client import RequestFailed, Unreachable
@@ -26,6 +26,7 @@ RUNNERS = {
     "video": commands.video,
     "characters": commands.characters,
     "jobs": commands.jobs,
+    "pod": pod.run,
     "pods": pods.run,
     "workflows": workflows.run,
 }

@@ -71,7 +71,7 @@ def parse(arguments: Sequence[str] | None = None, environment: MutableMapping[st
     data = given.data.expanduser().resolve()
     return Options(
         comfyui_dir=given.comfyui_dir.expanduser().resolve(),
-        comfyui_python=given.comfyui_python,
+        comfyui_python=_absolute(given.comfyui_python),
         comfyui_args=tuple(shlex.split(given.comfyui_args)),
         base_directory=(given.base_directory or data / "comfyui").expanduser().resolve(),
         data=data,
@@ -94,6 +94,11 @@ def parse(arguments: Sequence[str] | None = None, environment: MutableMapping[st
         secrets=secrets,
         on_runpod=place,
     )
+
+
+def _absolute(program: str) -> str:
+    """A path from the current folder, because ComfyUI is started in its own. Links stay: a venv's python is one."""
+    return os.path.abspath(os.path.expanduser(program)) if os.sep in program else program
 
 
 def _check(parser: argparse.ArgumentParser, given: argparse.Namespace, place: runpod.Place | None) -> None:
