@@ -59,9 +59,9 @@ class Reconciler:
         launcher = self._launcher
         if launcher is None:
             raise RentingImpossible("No provider of pods is set up; set TROUPE_RUNPOD_API_KEY.")
-        await self._books.note_joins()
         # In this order: a request is in the books before its pod can be in the list.
         pods = await launcher.list()
+        await self._books.note_joins()
         installation, books, heard = await self._db.read(self._books.read, launcher.provider, pods)
         steps = plan(pods, books, heard, installation, self._clock.now(), self._limits())
         # At once, so that one that the provider keeps us waiting for does not hold up the others.

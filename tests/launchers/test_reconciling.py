@@ -6,11 +6,12 @@ import asyncio
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from controlplane.domain.rentals import Rental, tag
+from controlplane.domain.rentals import RentedPod, tag
 from controlplane.errors import LauncherUnreachable
 from tests.launchers.renting import Office, office
 from tests.launchers.runpod_double import Failure, RunPodDouble
@@ -132,8 +133,8 @@ async def test_a_pod_that_only_the_list_forgot_is_kept(
     rental = await desk.rent()
     desk.clock.ahead = 200.0
 
-    async def nothing() -> list[Rental]:
-        return []
+    async def nothing() -> Sequence[RentedPod]:
+        return ()
 
     monkeypatch.setattr(desk.launcher, "list", nothing)
     await desk.reconciler.reconcile()
@@ -154,6 +155,23 @@ async def test_a_pod_that_joins_in_the_last_moment_is_kept(tmp_path: Path, runpo
         rental = await desk.rent()
         desk.clock.ahead = 601.0
         await desk.register(rental)
+        await desk.reconciler.reconcile()
+        assert (await desk.rental(rental.id)).state == "joined"
+
+
+async def test_a_pod_that_joins_while_the_provider_is_listed_is_kept(
+    tmp_path: Path, runpod: RunPodDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with office(tmp_path, runpod.url, pod_join_seconds=600.0) as desk:
+        rental = await desk.rent()
+        desk.clock.ahead = 601.0
+        listed = await desk.launcher.list()
+
+        async def slowly() -> Sequence[RentedPod]:
+            await desk.register(rental)
+            return listed
+
+        monkeypatch.setattr(desk.launcher, "list", slowly)
         await desk.reconciler.reconcile()
         assert (await desk.rental(rental.id)).state == "joined"
 
