@@ -135,7 +135,7 @@ def _add_workflow_actions(listing: argparse.ArgumentParser) -> None:
 
 def _add_pods(commands: Commands) -> None:
     pods = _client(commands, "pods", "list pods; rent and end them")
-    actions = pods.add_subparsers(dest="action", metavar="ACTION")
+    actions = pods.add_subparsers(dest="action", metavar="ACTION", help="without one: list")
     _action(actions, "list", "all pods, with boot progress, price and restarts (what no action means)")
     listing = _action(actions, "rentals", "what was rented and what it has cost, newest first")
     listing.add_argument("--limit", type=_count, default=20)
