@@ -171,9 +171,16 @@ def serving(double: ControlPlaneServer) -> Iterator[ControlPlaneServer]:
         double.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
         return runner
 
+    async def stop() -> None:
+        await runner.cleanup()
+        left = asyncio.all_tasks() - {asyncio.current_task()}  # answers to those who hung up meanwhile
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+
     runner = asyncio.run_coroutine_threadsafe(start(), loop).result(10)
     yield double
-    asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result(10)
+    asyncio.run_coroutine_threadsafe(stop(), loop).result(10)
     loop.call_soon_threadsafe(loop.stop)
     thread.join(5)
     loop.close()
