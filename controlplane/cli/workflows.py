@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import shlex
 import threading
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn
 
 from controlplane.cli import commands, show
+from controlplane.cli.arguments import DEFAULT_URL
 from controlplane.client import Client, Json
 from controlplane.comfy.messages import Finished
 from controlplane.comfy.sync_runner import RunProgress, SyncRunner, files_of
@@ -195,6 +197,8 @@ def use_of(url: str, workflow: Json, character: str | None) -> str:
         parts = ["troupe", workflow["kind"], character or "CHARACTER", prompt, "--workflow", workflow["name"]]
         for name, value in pictures.items():
             parts += ["--set", f"{name}={value}"]
+        if url != (os.environ.get("TROUPE_URL") or DEFAULT_URL):
+            parts += ["--url", url]
         return shlex.join(parts)
     body = {"prompt": prompt, "workflow": workflow["name"], **pictures}
     address, data = f"{url.rstrip('/')}/generate-{workflow['kind']}", json.dumps(body, ensure_ascii=False)
