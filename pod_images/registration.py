@@ -135,7 +135,7 @@ class Registrar:
                 self._key = str(answer["pod_key"])
                 write_secret(self._key_file, self._key)
                 registration = Registration(str(answer["pod"]["id"]), float(answer["heartbeat_seconds"]))
-            except (aiohttp.ClientError, TimeoutError, RefusedError, KeyError, TypeError, ValueError) as exc:
+            except (aiohttp.ClientError, OSError, RefusedError, KeyError, TypeError, ValueError) as exc:
                 log.warning("not registered at %s: %s", self._url, exc or type(exc).__name__)
             else:
                 self._on_contact(self._key)
@@ -159,7 +159,7 @@ class Registrar:
                 if exc.status in (401, 404):
                     return
                 log.warning("heartbeat refused: %s", exc)
-            except (aiohttp.ClientError, TimeoutError, AttributeError, TypeError, ValueError) as exc:
+            except (aiohttp.ClientError, OSError, AttributeError, TypeError, ValueError) as exc:
                 log.warning("heartbeat lost: %s", exc or type(exc).__name__)
             else:
                 self._on_contact(None)

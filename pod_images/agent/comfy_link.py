@@ -33,7 +33,10 @@ class ComfyLink:
 
     async def state(self) -> Mapping[str, Any]:
         """GET /troupe/state; a 404 means that the node pack is not there."""
-        return await self._call("GET", "/troupe/state")
+        answer = await self._call("GET", "/troupe/state")
+        if not isinstance(answer, dict):
+            raise NoAnswerError("GET /troupe/state: not a JSON object", 200)
+        return answer
 
     async def system_stats(self) -> Mapping[str, Any]:
         return await self._call("GET", "/system_stats")

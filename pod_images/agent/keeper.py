@@ -29,6 +29,8 @@ LONGEST_BACKOFF_SECONDS = 60.0
 SETTLE_SECONDS = 30.0
 # The two ways in which a start without a graphics card ends, and what to do about it.
 NO_DEVICE = ("not compiled with CUDA", "Found no NVIDIA driver", "No CUDA GPUs are available")
+MISUNDERSTOOD = (AttributeError, LookupError, TypeError, ValueError)
+"""What reading an answer of an unknown shape raises."""
 NO_DEVICE_HINT = 'ComfyUI finds no accelerator; to run it on the processor: --comfyui-args "--cpu"'
 
 
@@ -118,12 +120,12 @@ class Keeper:
     async def _started(self, session: aiohttp.ClientSession) -> tuple[ComfyProcess, ComfyLink]:
         """A ComfyUI that answered, has our node pack and made a picture; the gate is open then. BootError."""
         self._say(Boot("starting", "ComfyUI is being started"))
-        await asyncio.to_thread(comfy_command.sweep, self._options)
-        command = comfy_command.command(self._options)
-        self._tail.note(f"[agent] starting ComfyUI: {' '.join(command.argv)}")
         try:
+            await asyncio.to_thread(comfy_command.sweep, self._options)
+            command = comfy_command.command(self._options)
+            self._tail.note(f"[agent] starting ComfyUI: {' '.join(command.argv)}")
             process = self._process = await ComfyProcess.start(command, self._tail)
-        except StartError as error:
+        except (StartError, OSError) as error:
             raise BootError(str(error)) from error
         link = self._link = ComfyLink(session, command.url)
         readiness = asyncio.create_task(self._readiness(link))
@@ -157,7 +159,7 @@ class Keeper:
             folders = [root / "checkpoints" for root in comfy_command.model_roots(self._options)]
             made = await probe.probe(link, probe.smallest_first(gathered.models.get("checkpoints", ()), folders))
             self.seen, self.state = await link.snapshot()
-        except (NoAnswerError, probe.ProbeFailedError) as error:
+        except (NoAnswerError, probe.ProbeFailedError, *MISUNDERSTOOD) as error:
             raise BootError(f"ComfyUI runs, but its first picture did not come out: {error}{self._hint()}") from error
         log.info("ComfyUI %s is ready: %s", gathered.comfyui_version, made)
         return gathered

@@ -146,6 +146,19 @@ async def test_a_comfyui_that_does_not_start_is_tried_again(start: Launch, tmp_p
     assert (await agent.call("GET", "/troupe/agent"))[1]["state"] == "ready"
 
 
+async def test_a_pod_whose_model_files_are_not_complete_says_so_and_does_not_start_comfyui(
+    start: Launch, control_plane: ControlPlane, tmp_path: Path
+) -> None:
+    manifest = ("--models-manifest", str(tmp_path / "absent.yaml"))
+    agent = await start("--control-plane", control_plane.url, *manifest, ready=False)
+    await until(
+        lambda: any("not complete" in (beat["boot"] or {}).get("detail", "") for beat in control_plane.heartbeats)
+    )
+    boot = control_plane.heartbeats[-1]["boot"]
+    assert (boot["phase"], set(control_plane.states)) == ("models", {"joining"})
+    assert "fake ComfyUI starts" not in agent.log()
+
+
 async def test_while_comfyui_is_down_a_call_is_answered_at_once(start: Launch) -> None:
     agent = await start()
     os.kill(await agent.comfyui_pid(), signal.SIGKILL)
