@@ -248,7 +248,9 @@ class Agent:
                 where = f"{self._options.host}:{self._options.port}"
                 raise CannotStartError(f"cannot listen on {where}: {error.strerror}") from error
             host = "127.0.0.1" if self._options.host in ANY_HOST else self._options.host
-            yield f"http://{host}:{runner.addresses[0][1]}"
+            address = f"http://{host}:{runner.addresses[0][1]}"
+            log.info("listening at %s", address)
+            yield address
         finally:
             await runner.cleanup()
 

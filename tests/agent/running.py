@@ -59,6 +59,13 @@ class ControlPlane:
         self.delivered += 1
         return web.Response()
 
+    async def ticket(self, request: web.Request) -> web.Response:
+        """What a node asks for before it uploads: POST /pods/self/uploads."""
+        if not self.delivers:
+            return web.Response(status=503)
+        put = {"method": "PUT", "url": "/deliver", "headers": {}}
+        return web.json_response({"asset_id": "asset_1", "url": self.url + "/deliver", "upload": put})
+
     @property
     def states(self) -> list[str]:
         return [body["state"] for body in self.heartbeats]
@@ -67,7 +74,8 @@ class ControlPlane:
         app = web.Application()
         app.router.add_post("/pods", self.register)
         app.router.add_post("/pods/{id}/heartbeat", self.heartbeat)
-        app.router.add_post("/deliver", self.deliver)
+        app.router.add_route("*", "/deliver", self.deliver)
+        app.router.add_post("/pods/self/uploads", self.ticket)
         runner = web.AppRunner(app, shutdown_timeout=1)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()

@@ -16,7 +16,9 @@ import aiohttp
 import pytest
 from aiohttp import WSMsgType
 
-from .running import POD_TOKEN, ROOT, AgentProcess, end, launch
+from tests.launchers.runpod_double import runpod_double
+
+from .running import POD_TOKEN, ROOT, AgentProcess, ControlPlane, end, launch, until
 
 pytestmark = pytest.mark.skipif(
     not os.environ.get("COMFYUI_DIR"), reason="no real ComfyUI: set COMFYUI_DIR (and COMFYUI_PYTHON, COMFYUI_ARGS)"
@@ -62,10 +64,13 @@ def node(class_type: str, **inputs: Any) -> dict[str, Any]:
     return {"class_type": class_type, "inputs": inputs}
 
 
+def empty_image() -> dict[str, Any]:
+    return node("EmptyImage", width=8, height=8, batch_size=1, color=uuid.uuid4().int % (1 << 24))
+
+
 async def submit(agent: AgentProcess, middle: dict[str, Any], client_id: str = "tests") -> str:
     """A picture through one node; the prompt's id."""
-    empty = node("EmptyImage", width=8, height=8, batch_size=1, color=uuid.uuid4().int % (1 << 24))
-    graph = {"1": empty, "2": middle, "3": node("PreviewImage", images=["2", 0])}
+    graph = {"1": empty_image(), "2": middle, "3": node("PreviewImage", images=["2", 0])}
     prompt_id = str(uuid.uuid4())
     body = {"prompt": graph, "prompt_id": prompt_id, "client_id": client_id}
     status, answer = await agent.call("POST", "/prompt", body)
@@ -197,6 +202,47 @@ async def test_a_comfyui_that_leaves_our_nodes_out_is_not_ready(tmp_path: Path) 
         assert other.address == ""
     finally:
         await end(other)
+
+
+async def test_a_cut_off_agent_delivers_what_its_comfyui_makes_and_then_ends_its_pod(
+    control_plane: ControlPlane, tmp_path: Path
+) -> None:
+    control_plane.delivers = False
+    async with runpod_double() as double:
+        pod_id = double.plant("ours")
+        other = await launch(
+            tmp_path / "pod",
+            *arguments(tmp_path / "base"),
+            *(
+                "--control-plane",
+                control_plane.url,
+                "--dead-man-minutes",
+                "0.05",
+                "--public-address",
+                "https://pod.example",
+            ),
+            environment={**double.environment_of(pod_id), "TROUPE_RUNPOD_URL": double.url},
+            comfyui=comfyui_dir(),
+        )
+        try:
+            await other.ready()
+            await until(lambda: "ready" in control_plane.states)
+            other.address = _local_address(other)
+            graph = {"1": empty_image(), "2": node("S3Save", images=["1", 0], name="picture", format="png")}
+            body = {"prompt": graph, "prompt_id": str(uuid.uuid4()), "client_id": "tests"}
+            assert (await other.call("POST", "/prompt", body))[0] == 200
+            control_plane.silent = True
+            await until(lambda: "has been silent" in other.log())
+            assert (double.names(), control_plane.delivered) == (["ours"], 0), "its result is not delivered yet"
+            control_plane.delivers = True
+            assert (await other.ended(), control_plane.delivered, double.names()) == (0, 1, [])
+        finally:
+            await end(other)
+
+
+def _local_address(agent: AgentProcess) -> str:
+    """Where an agent with a public address listens here, from its own log."""
+    return next(line.split()[-1] for line in agent.log().splitlines() if "listening at" in line)
 
 
 def _option(pid: int, name: str) -> str:
