@@ -155,6 +155,7 @@ def requeue(c: Connection, job: Job, not_before: float) -> Job:
         not_before=not_before,
         claimed_by=None,
         lease_until=None,
+        placement=None,
         progress=dict(EMPTY_PROGRESS),
     )
 
