@@ -183,7 +183,8 @@ class _Denoiser:
         count = latent.shape[0]
         prompts = [positive] if cfg == 1.0 else [positive, negative]
         self._copies = len(prompts)
-        self._hidden = torch.cat([_spread(prompt.hidden, count) for prompt in prompts])
+        length = math.lcm(*(prompt.hidden.shape[1] for prompt in prompts))
+        self._hidden = torch.cat([_spread(_repeated(prompt.hidden, length), count) for prompt in prompts])
         self._added = {
             "text_embeds": torch.cat([_spread(prompt.pooled, count) for prompt in prompts]),
             "time_ids": size_ids(latent.shape[2] * LATENT_SCALE, latent.shape[3] * LATENT_SCALE, count * self._copies),
@@ -202,6 +203,11 @@ class _Denoiser:
         if self._velocity:
             return x / (1 + sigma * sigma) - output * (sigma / math.sqrt(1 + sigma * sigma))
         return x - output * sigma
+
+
+def _repeated(hidden: torch.Tensor, length: int) -> torch.Tensor:
+    """A prompt over and over to `length` tokens: attention's answer to it stays the same."""
+    return hidden if hidden.shape[1] == length else hidden.repeat(1, length // hidden.shape[1], 1)
 
 
 def _spread(tensor: torch.Tensor, count: int) -> torch.Tensor:

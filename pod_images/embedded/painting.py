@@ -8,6 +8,7 @@ from weakref import WeakKeyDictionary
 
 from PIL import Image
 
+from . import prompting
 from .models import Clip, Model, Vae
 
 if TYPE_CHECKING:
@@ -29,15 +30,18 @@ _rgb_maps: WeakKeyDictionary[Any, Tensor] = WeakKeyDictionary()
 
 
 def encode_text(clip: Clip, text: str) -> Conditioning:
-    from comfy_nodes.sketch import sampling
-
-    encoded = sampling.encode_prompt(clip.modules, text)
-    return [[encoded.hidden, {"pooled_output": encoded.pooled}]]
+    """A prompt as ComfyUI reads it: weights in parentheses, and 77 tokens more for every chunk of a long one."""
+    hidden, pooled = prompting.encode(clip.modules, text)
+    return [[hidden, {"pooled_output": pooled}]]
 
 
 def blend(first: Conditioning, second: Conditioning, weight: float) -> Conditioning:
-    """`first` at weight 0, `second` at weight 1, linear between."""
-    hidden = first[0][0] * (1 - weight) + second[0][0] * weight
+    """`first` at weight 0, `second` at weight 1; as long as `second`: `first` is cut or filled with zeros."""
+    from torch.nn.functional import pad
+
+    whole = second[0][0]
+    start = pad(first[0][0][:, : whole.shape[1]], (0, 0, 0, max(0, whole.shape[1] - first[0][0].shape[1])))
+    hidden = start * (1 - weight) + whole * weight
     pooled = first[0][1]["pooled_output"] * (1 - weight) + second[0][1]["pooled_output"] * weight
     return [[hidden, {**first[0][1], "pooled_output": pooled}]]
 

@@ -17,6 +17,8 @@ from safetensors.torch import load_file
 from comfy_nodes.host import set_host
 from comfy_nodes.sketch import checkpoint, sampling
 from comfy_nodes.sketch.architecture import SketchModules
+from pod_images.embedded import painting
+from pod_images.embedded.models import Clip
 from pod_images.embedded.pod import Pod, build_pod
 
 from .conftest import SKETCH_CHECKPOINT
@@ -29,6 +31,16 @@ TEXTS = (
     "",
     "nellq captain, standing in a park, waving, blue coat, it's 42 o'clock!",
     "ünïcode, unknownwordzz; semi-colon & more",
+)
+LANGUAGE = (
+    "a (smiling) woman with ((red)) hair, (blue coat:1.4), (hat:0.6)",
+    "a \\(smiling\\) woman: (red: hair) (:1.5) (a:b) (12:03:1.2)",
+    "unbalanced (smiling woman) ) with (red) hair",
+    "unbalanced ( smiling (woman:1.3)",
+    "((nested (deeper:1.5) hat:0.7), red)",
+    "woman, red hair, " * 40,
+    "(woman, red hair, blue coat, long dress:1.3), " * 12,
+    "one two three four five six seven (eight nine ten:1.2) " * 11,
 )
 CLOSE = 1e-3
 
@@ -49,7 +61,12 @@ def outcome(server: ComfyUI) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     graph: Graph = {
         "1": node("CheckpointLoaderSimple", ckpt_name=CHECKPOINT),
         "2": node(
-            "MeasureSketch", model=["1", 0], clip=["1", 1], vae=["1", 2], texts=json.dumps(TEXTS), file=str(file)
+            "MeasureSketch",
+            model=["1", 0],
+            clip=["1", 1],
+            vae=["1", 2],
+            texts=json.dumps(TEXTS + LANGUAGE),
+            file=str(file),
         ),
     }
     outputs = run(server, graph)
@@ -84,6 +101,14 @@ def test_a_prompt_has_the_same_conditioning(measured: Any, modules: SketchModule
     encoded = sampling.encode_prompt(modules, TEXTS[number])
     assert torch.allclose(measured[f"hidden.{number}"], encoded.hidden, atol=CLOSE, rtol=0)
     assert torch.allclose(measured[f"pooled.{number}"], encoded.pooled, atol=CLOSE, rtol=0)
+
+
+@pytest.mark.parametrize("number", range(len(TEXTS + LANGUAGE)))
+def test_weights_and_long_prompts_are_read_the_same(measured: Any, modules: SketchModules, number: int) -> None:
+    ((hidden, extra),) = painting.encode_text(Clip(modules), (TEXTS + LANGUAGE)[number])
+    assert measured[f"hidden.{number}"].shape == hidden.shape
+    assert torch.allclose(measured[f"hidden.{number}"], hidden, atol=CLOSE, rtol=0)
+    assert torch.allclose(measured[f"pooled.{number}"], extra["pooled_output"], atol=CLOSE, rtol=0)
 
 
 @pytest.mark.parametrize("time", TIMES)
@@ -152,9 +177,13 @@ def test_the_same_request_paints_the_same_picture_on_both_pods(server: ComfyUI, 
     assert far_apart(server, embedded, picture(TEXTS[0], seed=2**63 + 5, steps=8, save=save)) <= 1
 
 
+def test_a_long_weighted_prompt_against_a_short_one_is_the_same_on_both_pods(server: ComfyUI, embedded: Pod) -> None:
+    assert far_apart(server, embedded, picture(LANGUAGE[6], steps=4)) <= 1
+
+
 def test_the_same_prompt_travel_is_the_same_on_both_pods(server: ComfyUI, embedded: Pod) -> None:
     graph = picture(TEXTS[0], steps=4)
-    graph["10"] = node("CLIPTextEncode", text="portrait of an angry man with black hair", clip=["1", 1])
+    graph["10"] = node("CLIPTextEncode", text=LANGUAGE[6], clip=["1", 1])
     graph["11"] = node(
         "PromptTravelSampler", model=["1", 0], positive_from=["2", 0], positive_to=["10", 0], negative=["3", 0],
         latent=["5", 0], frames=3, seed=3, steps=4, cfg=4.0, denoise=0.6,
