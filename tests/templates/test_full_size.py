@@ -7,6 +7,7 @@ the machine has no memory for is skipped and says so. Nothing here says how a pi
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -32,6 +33,7 @@ RUN_SECONDS = 1500
 # On a CPU ComfyUI would widen the U-Nets to 32 bits.
 OPTIONS = ("--bf16-unet",)
 SDXL, SVD = "sd_xl_base_1.0.safetensors", "svd_xt.safetensors"
+DISK_GB = {"sdxl": 7, "svd": 5}
 REQUEST = {"prompt": "a smiling woman in a forest", "seed": 7, "steps": 1}
 STILL = {"n5_width": 64, "n5_height": 64}
 SIZE = {"n8_width": 128, "n8_height": 64, "n10_width": 128, "n10_height": 64}
@@ -50,6 +52,9 @@ def comfyui_with(gigabytes: float, **writers: Callable[[Path], None]) -> Iterato
         pytest.skip(NO_COMFYUI)
     if free_gb() < gigabytes + SPARE_GB:
         pytest.skip(f"needs {gigabytes:g} GB of memory and {SPARE_GB} GB to spare; {free_gb():.1f} GB are free")
+    disk, wanted = shutil.disk_usage(tempfile.gettempdir()).free / 1e9, sum(DISK_GB[name] for name in writers)
+    if disk < wanted + SPARE_GB:
+        pytest.skip(f"needs {wanted} GB in {tempfile.gettempdir()} and {SPARE_GB} to spare; {disk:.1f} are free")
     with tempfile.TemporaryDirectory(prefix="troupe-full-size-") as folder:
         base = Path(folder)
         for kind in ("checkpoints", "loras"):
