@@ -21,6 +21,7 @@ from controlplane.workflows.rewriting import (
     with_character,
     with_character_fields,
     with_our_saving,
+    with_paths_of_pods,
 )
 from controlplane.workflows.screening import fixed_texts
 from controlplane.workflows.template import ANY_BASE, Template
@@ -40,6 +41,7 @@ UNREAD_PROMPT: Mapping[str, Any] = {
     "max_length": MAX_PROMPT,
     "description": "What is seen. It is checked and kept with the result; no node of this graph reads it.",
 }
+_SECRET = re.compile(r"(?:^|_)(?:api_?key|token|secret|password)$", re.IGNORECASE)
 _NOT_IN_NAMES = re.compile(r"[^a-z0-9]+")
 
 
@@ -79,7 +81,8 @@ def import_graph(raw: Any, wish: Wish, facts: Facts, models: Mapping[str, BaseMo
     """
     graph = graphs.parse(raw)
     saving = with_our_saving(graph, facts, wish.kind)
-    graph, changes, notes = dict(saving.graph), list(saving.changes), list(saving.notes)
+    graph, repaired = with_paths_of_pods(saving.graph, facts)
+    changes, notes = [*saving.changes, *repaired], [*saving.notes, *_secrets(graph)]
     if wish.insert_character and graphs.node_classes(graph) & {CHARACTER}:
         notes.append("the graph has a character loader already; none was put in")
     elif wish.insert_character:
@@ -182,6 +185,15 @@ def _example(graph: Graph, found: Mapping[str, Found], manifest: Mapping[str, An
         if spec["type"] == "image":
             example[name] = "asset_of_a_picture"
     return {**example, "character_id": "your-character"} if "character_id" in found else example
+
+
+def _secrets(graph: Graph) -> list[str]:
+    return [
+        f"{field} of node {named(graph, node_id)} looks like a secret: it is kept with the graph, and shown with it"
+        for node_id, node in graph.items()
+        for field, value in node.inputs.items()
+        if isinstance(value, str) and value and _SECRET.search(field)
+    ]
 
 
 def _content_notes(template: Template) -> list[str]:

@@ -64,7 +64,10 @@ def read(raw: Mapping[str, Any]) -> dict[str, NodeFacts]:
 def output_type(graph: Graph, facts: Facts, source: str, slot: int) -> str:
     """The type of a node's output, empty where nobody knows."""
     class_type = graph[source].class_type
-    told = facts[class_type].outputs if class_type in facts else CORE_OUTPUTS.get(class_type, ())
+    if class_type in facts:
+        told = facts[class_type].outputs
+    else:
+        told = CORE_OUTPUTS.get(class_type) or _outputs_by_name(class_type, graph[source].inputs)
     return told[slot] if 0 <= slot < len(told) else ""
 
 
@@ -81,6 +84,14 @@ def upload_fields(graph: Graph, facts: Facts, node_id: str) -> list[str]:
         known = facts[node.class_type].fields
         return [name for name in node.inputs if name in known and known[name].upload]
     return ["image"] if node.class_type in CORE_UPLOADS and "image" in node.inputs else []
+
+
+def _outputs_by_name(class_type: str, inputs: Mapping[str, Any]) -> tuple[str, ...]:
+    """What the loaders of other packs answer, going by the habit of all of them."""
+    name = class_type.lower()
+    if "lora" in name and is_link(inputs.get("model")):
+        return ("MODEL", "CLIP") if is_link(inputs.get("clip")) else ("MODEL",)
+    return ("MODEL", "CLIP", "VAE") if "checkpoint" in name and "ckpt_name" in inputs else ()
 
 
 def _facts(entry: Mapping[str, Any]) -> NodeFacts:

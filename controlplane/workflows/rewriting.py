@@ -86,6 +86,21 @@ def with_our_saving(graph: Graph, facts: Facts, kind: str | None) -> Rewritten:
     return Rewritten(kept, {one.node: one.kind for one in savers}, tuple(changes), tuple(notes))
 
 
+def with_paths_of_pods(graph: Graph, facts: Facts) -> tuple[dict[str, Node], list[Change]]:
+    """Write the paths of model files as the pods list them: an export from Windows has backslashes in them."""
+    changed, changes = dict(graph), []
+    for node_id, node in graph.items():
+        known = facts[node.class_type].fields if node.class_type in facts else {}
+        for name, value in node.inputs.items():
+            options = known[name].options if name in known else ()
+            if isinstance(value, str) and "\\" in value and value not in options:
+                path = value.replace("\\", "/")
+                if path in options:
+                    changed[node_id] = replace(changed[node_id], inputs={**changed[node_id].inputs, name: path})
+                    changes.append(Change("replaced", node_id, f"{named(graph, node_id)}.{name} = {path}"))
+    return changed, changes
+
+
 def with_character_fields(graph: Graph) -> dict[str, Node]:
     """Give every CharacterLoRALoader the fields that a template writes; editors leave optional ones out."""
     fresh = {"character_id": "", "version": 0, "strength": -1.0, "sha256": ""}
@@ -111,7 +126,7 @@ def with_character(graph: Graph, facts: Facts) -> tuple[dict[str, Node], tuple[C
 
 def _savers(graph: Graph, facts: Facts) -> list[_Saver]:
     found = [saver for node_id in graph if (saver := _saver(graph, facts, node_id)) is not None]
-    shown = [one for one in found if graph[one.node].class_type.startswith("Preview")]
+    shown = [one for one in found if "preview" in graph[one.node].class_type.lower()]
     return [one for one in found if one not in shown] or shown
 
 

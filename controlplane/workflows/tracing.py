@@ -13,6 +13,7 @@ from controlplane.workflows.walking import Kind, before, is_literal, linked, lit
 TEXT_FIELDS = ("text", "text_g", "text_l", "clip_l", "clip_g", "t5xxl", "prompt", "positive_prompt", "bert", "mt5xl")
 LATENT_INPUTS = ("latent_image", "latent", "samples")
 SEED_FIELDS = ("seed", "noise_seed")
+SAMPLING_FIELDS = (*SEED_FIELDS, "noise", "steps", "sigmas", "sampler_name")
 FRAME_FIELDS = ("video_frames", "num_frames", "frames", "frame_count", "length")
 PIXEL_INPUTS = ("pixels", "image", "images", "init_image", "start_image")
 
@@ -63,10 +64,12 @@ def text_fields(graph: Graph, facts: Facts, node_id: str) -> list[str]:
 
 
 def is_sampler(graph: Graph, node_id: str) -> bool:
-    """Whether a node turns conditioning and a latent into another latent, whatever its class."""
-    links = linked(graph[node_id].inputs)
+    """Whether a node turns conditioning and a latent into another latent in steps, whatever its class."""
+    inputs = graph[node_id].inputs
+    links = linked(inputs)
     guided = "guider" in links or any(name.startswith("positive") for name in links)
-    return guided and any(name in links for name in LATENT_INPUTS)
+    works_in_steps = any(name in inputs for name in SAMPLING_FIELDS)
+    return guided and works_in_steps and any(name in links for name in LATENT_INPUTS)
 
 
 class _Tracer:

@@ -338,3 +338,19 @@ def test_another_value_gives_another_version():
 )
 def test_a_files_name_becomes_the_workflows(file, name):
     assert name_from(file) == name
+
+
+def test_what_only_prepares_a_video_is_no_sampler():
+    graph = portrait()
+    graph["30"] = node("LTXVAddGuide", positive=["6", 0], negative=["7", 0], vae=["4", 2], latent=["5", 0], frame_idx=0)
+    graph["3"]["inputs"] |= {"positive": ["30", 0], "negative": ["30", 1], "latent_image": ["30", 2]}
+    done = imported(graph)
+    assert [places(done, name) for name in ("prompt", "negative_prompt", "steps", "width")] == [
+        [("6", "text")], [("7", "text")], [("3", "steps")], [("5", "width")],
+    ]  # fmt: skip
+
+
+def test_a_field_that_looks_like_a_secret_is_told():
+    graph = portrait()
+    graph["8"]["inputs"]["api_key"] = "sk-1"
+    assert any("looks like a secret" in note for note in imported(graph).notes)

@@ -6,6 +6,7 @@ import pytest
 
 from controlplane.errors import InvalidTemplate
 from controlplane.workflows.graph import to_api
+from controlplane.workflows.object_info import Field, NodeFacts
 
 from .exports import FACTS, flux, high_resolution, imported, node, portrait, video, with_lora
 
@@ -214,3 +215,27 @@ def test_the_given_graph_is_not_touched():
     before = deepcopy(graph)
     imported(graph, insert_character=True)
     assert graph == before
+
+
+def test_the_lora_loader_of_a_pack_that_nobody_knows_is_taken_for_one():
+    graph = with_lora(portrait())
+    graph["10"] = node("Power Lora Loader (rgthree)", model=["4", 0], clip=["4", 1], lora_1={"on": True, "lora": "x"})
+    done = imported(graph, insert_character=True)
+    assert [(one["model"], one["clip"]) for one in loaders(done).values()] == [(["10", 0], ["10", 1])]
+
+
+def test_a_preview_of_another_pack_counts_as_one():
+    graph = portrait()
+    graph["90"] = node("ImageAndMaskPreview", image=["8", 0])
+    assert [output.node for output in imported(graph).template.outputs] == ["9"]
+
+
+def test_a_path_from_windows_is_written_as_the_pods_list_it():
+    loader = NodeFacts({"lora_name": Field("COMBO", options=("art/ink.safetensors",))}, ("MODEL", "CLIP"))
+    facts = {**FACTS, "LoraLoader": loader}
+    graph = with_lora(portrait())
+    graph["10"]["inputs"]["lora_name"] = "art\\ink.safetensors"
+    done = imported(graph, facts=facts)
+    assert (inputs(done, "10")["lora_name"], done.template.needs.models["loras"]) == (
+        "art/ink.safetensors", ("art/ink.safetensors",),
+    )  # fmt: skip
