@@ -230,6 +230,20 @@ def decide_retry(failure: Failure, attempt_number: int, max_attempts: int) -> Re
     return Retry(True, RETRY_DELAY_SECONDS * attempt_number)
 
 
+STALL_STEPS = 20
+
+
+def patience_with(kind: str, progress: Mapping[str, Any], seconds: float) -> float:
+    """How long a running job may show no progress (seconds): ``seconds``, or 20 of a training's own steps if slower.
+
+    The pace is what the trainer itself says: the time that is left over the steps that are left.
+    """
+    left = (progress.get("total_steps") or 0) - (progress.get("step") or 0)
+    if kind != "train" or left <= 0:
+        return seconds
+    return max(seconds, STALL_STEPS * (progress.get("eta_seconds") or 0.0) / left)
+
+
 POD_FAULTS = ("OutOfMemoryError", "AcceleratorError", "ConnectionError", "TimeoutError", "URLError", "TransferFailed")
 DEAD_DEVICE_WORDS = ("CUDA error", "device-side assert", "illegal memory access")
 OUT_OF_MEMORY = "out_of_memory"

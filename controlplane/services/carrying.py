@@ -266,7 +266,7 @@ class Carrier:
 
     async def _stop(self, held: Held) -> None:
         """Take the prompt off the pod, then end the job as ordered."""
-        order = held.order
+        order, silent = held.order, time.monotonic() - held.last_sign
         confirmed = await self._stopped_on_pod(held)
         if not confirmed:
             await self._db.write(_suspect, held.pod)
@@ -279,8 +279,7 @@ class Carrier:
             detail = "The job was not finished before its deadline."
             await self._write(outcomes.fail, held.job, "deadline_exceeded", detail, self._hooks, now, log_tail)
         else:
-            seconds = self._settings.stall_seconds
-            detail = f"The pod said it was working, but showed no progress for {seconds:.0f} s."
+            detail = f"The pod said it was working, but showed no progress for {silent:.0f} s."
             await self._give_up(held, Failure("stalled", "attempt_stalled", detail, log_tail=log_tail))
             return
         self._hints.wake()

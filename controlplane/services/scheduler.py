@@ -15,7 +15,7 @@ from sqlalchemy import Connection
 from controlplane.db import jobs as job_rows
 from controlplane.db import pods as pod_rows
 from controlplane.db.database import Database
-from controlplane.domain.jobs import CANCELLING, Job
+from controlplane.domain.jobs import CANCELLING, Job, patience_with
 from controlplane.domain.pods import LOST, Pod
 from controlplane.errors import StaleClaim
 from controlplane.ports import Clock, Provider
@@ -187,8 +187,11 @@ class Scheduler:
             # It has registered again; follow it there, and learn whether it still knows the prompt.
             held.pod = pod
             held.give("moved")
-        elif held.attempt.status == "running" and silent > self._settings.stall_seconds:
+        elif held.attempt.status == "running" and silent > self._patience(job):
             held.give("stalled")
+
+    def _patience(self, job: Job) -> float:
+        return patience_with(job.kind, job.progress, self._settings.stall_seconds)
 
     def _is_gone(self, held: Held, pod: Pod) -> bool:
         """Nothing listens at the pod's address and a heartbeat is missing: that needs no further waiting.

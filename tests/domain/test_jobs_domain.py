@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 
@@ -21,6 +22,7 @@ from controlplane.domain.jobs import (
     failure_of_error,
     is_final,
     may_follow,
+    patience_with,
     story,
 )
 
@@ -144,3 +146,17 @@ def test_a_failure_keeps_the_newest_lines_of_the_log_cut_short() -> None:
 
 def test_an_error_without_a_log_does_not_mention_one() -> None:
     assert Failure("lost", "died", "gone").as_error() == {"code": "died", "detail": "gone"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "progress", "seconds"),
+    [
+        ("train", {"step": 10, "total_steps": 110, "eta_seconds": 100.0}, 180.0),
+        ("train", {"step": 10, "total_steps": 110, "eta_seconds": 6000.0}, 1200.0),
+        ("train", {"step": 110, "total_steps": 110, "eta_seconds": 0.0}, 180.0),
+        ("train", {"step": None, "total_steps": None, "eta_seconds": None}, 180.0),
+        ("image", {"step": 10, "total_steps": 110, "eta_seconds": 6000.0}, 180.0),
+    ],
+)
+def test_a_training_with_slow_steps_is_given_twenty_of_them(kind: str, progress: Any, seconds: float) -> None:
+    assert patience_with(kind, progress, 180.0) == seconds
