@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import os
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,9 @@ class DyingProvider:
 
     async def probe(self, pod: PodAddress) -> bool:
         return await self._real.probe(pod)
+
+    async def log_tail(self, pod: PodAddress) -> Sequence[str]:
+        return await self._real.log_tail(pod)
 
 
 async def verify_and_die(job: Job, outputs: Mapping[str, Any]) -> list[str]:
