@@ -67,7 +67,8 @@ def remove(folder: Path, name: str) -> None:
     """Delete a template with its older versions and its original."""
     # The versions first: what is left of a half-done removal must not look like a half-done import.
     shutil.rmtree(folder / VERSIONS / name, ignore_errors=True)
-    shutil.rmtree(folder / name)
+    if (folder / name).exists():
+        shutil.rmtree(folder / name)
 
 
 def versions(folder: Path, name: str) -> list[str]:
