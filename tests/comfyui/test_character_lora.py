@@ -197,6 +197,13 @@ def test_an_interrupt_reaches_a_download_that_stands_still(studio: Studio) -> No
     assert time.monotonic() - started < 10
 
 
+def test_a_repeated_request_saves_files_of_its_own(studio: Studio) -> None:
+    first, _ = studio.paint(seed=21)
+    before = len(studio.control_plane.uploads)
+    again, _ = studio.paint(seed=21)
+    assert (again, len(studio.control_plane.uploads)) == (first, before + 1)
+
+
 def test_a_node_knows_the_prompt_it_works_for(studio: Studio) -> None:
     studio.paint()
     assert studio.control_plane.uploads[-1]["prompt_id"] == studio.control_plane.attempt

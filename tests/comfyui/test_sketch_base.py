@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import websocket
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -22,7 +24,7 @@ from pod_images.embedded.models import Clip
 from pod_images.embedded.pod import Pod, build_pod
 
 from .conftest import SKETCH_CHECKPOINT
-from .graphs import CHECKPOINT, Graph, node, picture, run, saved_files
+from .graphs import CHECKPOINT, Graph, ended, node, picture, run, saved_files, submit
 from .measuring_nodes import SIDES, TIMES, noise
 from .server import NO_COMFYUI, PACK, SKETCH_MODELS, ComfyUI, checkout, start_comfyui
 
@@ -50,7 +52,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyUI]:
     if checkout() is None:
         pytest.skip(NO_COMFYUI)
     packs = {"any-name": PACK, "measuring": Path(__file__).with_name("measuring_nodes")}
-    with start_comfyui(tmp_path_factory.mktemp("measured"), packs=packs, checkpoints=[SKETCH_CHECKPOINT]) as running:
+    base = tmp_path_factory.mktemp("measured")
+    options = ["--preview-method", "latent2rgb"]
+    with start_comfyui(base, packs=packs, options=options, checkpoints=[SKETCH_CHECKPOINT]) as running:
         yield running
 
 
@@ -145,6 +149,15 @@ def test_no_other_model_is_taken_for_the_sketch_base(recognised: dict[str, Any])
 
 def test_a_latent_preview_knows_every_channel(recognised: dict[str, Any]) -> None:
     assert recognised["preview_rows"] == recognised["latent_channels"] == 16
+
+
+def test_every_step_of_a_sampler_shows_a_preview(server: ComfyUI) -> None:
+    with contextlib.closing(websocket.create_connection(f"ws{server.address[4:]}/ws?clientId=tests")) as connection:
+        ended(server, submit(server, picture(TEXTS[0], seed=31, steps=5)))
+        frames: list[bytes] = []
+        while not isinstance(message := connection.recv(), str) or '"node": null' not in message:
+            frames += [message] if isinstance(message, bytes) else []
+    assert [Image.open(io.BytesIO(frame[8:])).format for frame in frames] == ["JPEG"] * 5
 
 
 @pytest.fixture(scope="module")
