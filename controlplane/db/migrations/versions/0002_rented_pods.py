@@ -63,7 +63,7 @@ def downgrade() -> None:
 
 
 def _comment_asset_kinds(comment: str, before: str) -> None:
-    if op.get_bind().dialect.supports_comments:  # SQLite has none
+    if op.get_context().dialect.supports_comments:  # SQLite has none
         op.alter_column(
             "assets",
             "kind",
