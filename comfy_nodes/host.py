@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from . import state
+
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
@@ -121,12 +123,14 @@ def current_host() -> Host:
 def pause(seconds: float) -> None:
     """Wait, and raise the host's interrupt exception as soon as the prompt is interrupted; 0 only looks.
 
-    Only for the thread that executes the prompt: on ComfyUI raising clears the flag.
+    A sign of life: whoever waits so for its next try, or between two parts of a file, does not hang. Only for the
+    thread that executes the prompt: on ComfyUI raising clears the flag.
     """
     host = current_host()
     until = time.monotonic() + seconds
     while True:
         host.raise_if_interrupted()
+        state.beat()
         left = until - time.monotonic()
         if left <= 0:
             return

@@ -73,8 +73,12 @@ def write_secret(path: Path, secret: str) -> None:
 def drop_revoked(folder: Path, digests: Iterable[object]) -> None:
     """Deletes the LoRA files of these digests from a content-addressed folder; what is no digest is ignored."""
     for digest in digests:
-        if LORA_NAME.fullmatch(name := f"{digest}.safetensors"):
+        if not LORA_NAME.fullmatch(name := f"{digest}.safetensors"):
+            continue
+        try:
             (folder / name).unlink(missing_ok=True)
+        except OSError as error:  # a read-only disk is no reason to stop reporting
+            log.warning("a revoked LoRA could not be deleted: %s", error)
 
 
 class Registrar:

@@ -8,8 +8,8 @@ from typing import Any
 
 from .incidents import Code
 
-LOADER = "Load"
-"""What the class names of nodes that read model files have in common."""
+LONG_SILENT = ("Load", "Save")
+"""What the class names of nodes that read model files, or hand over what was made, have in common."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class Limits:
 
     hung_seconds: float = 120.0
     hung_steps: float = 20.0
-    loading_factor: float = 5.0
-    """A node that reads a model file gives no sign of life meanwhile, and a cold network volume is slow."""
+    silent_factor: float = 5.0
+    """A node that reads or writes a big file gives no sign of life meanwhile, and cold volumes and lines are slow."""
     device_grace_seconds: float = 10.0
     """What a running prompt gets to fail by itself on a dead device, so that its own error is what is told."""
     collect_seconds: float = 4.0
@@ -123,7 +123,7 @@ def judge(past: Past, seen: Snapshot, limits: Limits) -> tuple[Past, Verdict | N
 def _silent(past: Past, seen: Snapshot, limits: Limits) -> Verdict | None:
     """HTTP that does not answer at all: its event loop is blocked, for longer than any model takes to load."""
     silence = seen.at - past.answered_at
-    patience = limits.hung_seconds * limits.loading_factor
+    patience = limits.hung_seconds * limits.silent_factor
     if silence < patience:
         return None
     return Verdict("hung", f"ComfyUI's server has not answered for {silence:.0f} s", _first(seen.running))
@@ -153,7 +153,7 @@ def _hung(past: Past, seen: Snapshot, worker: WorkerState, limits: Limits) -> Ve
         return None
     if past.unseen is not None:
         prompt_id, since = past.unseen
-        silence, patience = seen.at - since, limits.hung_seconds * limits.loading_factor
+        silence, patience = seen.at - since, limits.hung_seconds * limits.silent_factor
         if silence >= patience:
             return Verdict("hung", f"a prompt has been running unseen for {silence:.0f} s", prompt_id)
     if worker.prompt_id is None or worker.beat_age_seconds is None:
@@ -167,10 +167,10 @@ def _hung(past: Past, seen: Snapshot, worker: WorkerState, limits: Limits) -> Ve
 
 
 def patience_for(worker: WorkerState, limits: Limits) -> float:
-    """How long the running node may be silent: 120 s, or 20 of its own steps, or five times as long while it loads."""
+    """How long the running node may be silent: 120 s, or 20 of its own steps, or five times as long over files."""
     patience = max(limits.hung_seconds, limits.hung_steps * (worker.seconds_per_step or 0.0))
-    loads = worker.node_class is not None and LOADER in worker.node_class
-    return patience * limits.loading_factor if loads else patience
+    moves_files = any(word in (worker.node_class or "") for word in LONG_SILENT)
+    return patience * limits.silent_factor if moves_files else patience
 
 
 def _too_fat(seen: Snapshot, worker: WorkerState, limits: Limits) -> Verdict | None:

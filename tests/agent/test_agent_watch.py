@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
+from comfy_nodes import state
+from comfy_nodes.host import pause, set_host
 from pod_images.agent.watch import Limits, Past, Snapshot, Verdict, WorkerState, judge, worker_state
 
 LIMITS = Limits(memory_bytes=1000)
@@ -55,9 +59,27 @@ def test_a_training_that_is_silent_but_beats_is_left_alone() -> None:
     assert verdicts(*[working(5.0, **training)] * 500) == [None] * 500
 
 
-def test_a_node_that_loads_a_model_gets_five_times_as_long() -> None:
-    loading = {"node_class": "CheckpointLoaderSimple"}
-    assert [code(one) for one in verdicts(working(599.0, **loading), working(600.0, **loading))] == [None, "hung"]
+@pytest.mark.parametrize("node_class", ["CheckpointLoaderSimple", "S3Save"])
+def test_a_node_that_moves_big_files_gets_five_times_as_long(node_class: str) -> None:
+    looks = [working(at, node_class=node_class) for at in (599.0, 600.0)]
+    assert [code(one) for one in verdicts(*looks)] == [None, "hung"]
+
+
+def test_a_node_of_ours_that_waits_for_its_next_try_gives_a_sign_of_life() -> None:
+    class Host:
+        def raise_if_interrupted(self) -> None:
+            return
+
+    set_host(Host())  # type: ignore[arg-type]
+    state.running("p")
+    try:
+        time.sleep(0.2)
+        pause(0)
+        age = state.snapshot(True, {}, [])["beat_age_seconds"]
+    finally:
+        state.running(None)
+        set_host(None)
+    assert age < 0.15
 
 
 def test_a_server_that_answers_nothing_is_hung_after_ten_minutes() -> None:
