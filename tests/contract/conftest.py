@@ -1,4 +1,4 @@
-"""The pods of the contract suite: the embedded pod always, a real ComfyUI where the environment gives one."""
+"""The pods of the contract suite: the embedded pod always; a real ComfyUI, bare and behind its agent, where given."""
 
 from __future__ import annotations
 
@@ -27,11 +27,13 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "lab: needs the suite's own nodes inside the pod")
 
 
-@pytest.fixture(scope="session", params=["embedded", "comfyui"])
+@pytest.fixture(scope="session", params=["embedded", "comfyui", "agent"])
 def pod(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PodUnderTest]:
     folder = tmp_path_factory.mktemp(request.param)
     if request.param == "embedded":
         yield from _embedded(folder)
+    elif request.param == "agent":
+        yield from _agent(folder)
     elif os.environ.get("COMFYUI_URL"):
         yield PodUnderTest("comfyui", os.environ["COMFYUI_URL"].rstrip("/"), has_lab=False)
     elif checkout() is not None:
@@ -51,15 +53,32 @@ async def client(pod: PodUnderTest, request: pytest.FixtureRequest) -> AsyncIter
 
 
 def _embedded(folder: Path) -> Iterator[PodUnderTest]:
-    command = [sys.executable, "-m", "pod_images.embedded", "--engine", "tiny", "--data", str(folder)]
+    yield from _process("embedded", "pod_images.embedded", "--engine", "tiny", "--data", folder, "--node-pack", LAB)
+
+
+def _agent(folder: Path) -> Iterator[PodUnderTest]:
+    """The same ComfyUI as the control plane meets it: behind the agent's proxy."""
+    comfyui = checkout()
+    if comfyui is None:
+        pytest.skip(NO_COMFYUI)
+    packs = folder / "comfyui" / "custom_nodes"
+    packs.mkdir(parents=True)
+    (packs / "lab_nodes").symlink_to(LAB)
+    own = f"--cpu --preview-method none {os.environ.get('COMFYUI_ARGS', '')}"
+    yield from _process(
+        "comfyui", "pod_images.agent", "--comfyui-dir", comfyui, f"--comfyui-args={own}", "--data", folder
+    )
+
+
+def _process(kind: str, module: str, *arguments: object) -> Iterator[PodUnderTest]:
     process = subprocess.Popen(
-        [*command, "--node-pack", str(LAB), "--parent-pid", str(os.getpid())],
+        [sys.executable, "-m", module, *map(str, arguments), "--parent-pid", str(os.getpid())],
         cwd=ROOT,
         env={**os.environ, "TROUPE_POD_TOKEN": TOKEN, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
     )
     try:
-        yield PodUnderTest("embedded", _ready_address(process), TOKEN)
+        yield PodUnderTest(kind, _ready_address(process), TOKEN)
     finally:
         _end(process)
 
