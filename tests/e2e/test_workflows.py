@@ -29,9 +29,18 @@ READY_SECONDS = 300.0
 pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def client(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Client]:
-    """A client of a server with two embedded pods."""
+def pods(kind: str) -> list[str]:
+    """The options that start the pods: two embedded ones, or a real ComfyUI behind its agent."""
+    return (
+        ["--embedded-pod", "--engine", "tiny"] if kind == "embedded" else ["--comfyui-dir", os.environ["COMFYUI_DIR"]]
+    )
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["embedded", "comfyui"])
+async def client(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Client]:
+    """A client of a server with pods of one kind."""
+    if request.param == "comfyui" and not os.environ.get("COMFYUI_DIR"):
+        pytest.skip("no real ComfyUI: set COMFYUI_DIR (and COMFYUI_PYTHON, COMFYUI_ARGS)")
     folder = tmp_path_factory.mktemp("workflows")
     templates = short_catalogue(folder / "templates")
     with socket.socket() as probe:
@@ -39,9 +48,14 @@ async def client(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Clie
         port = probe.getsockname()[1]
     with (folder / "server.log").open("wb") as log:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "controlplane", "serve", "--embedded-pod", "--engine", "tiny", "--threads", "1"),
+            *(sys.executable, "-m", "controlplane", "serve", *pods(request.param), "--threads", "1"),
             *("--port", str(port), "--data", str(folder / "data")),
-            env={**os.environ, "TROUPE_TEMPLATES": str(templates)},
+            # There is no accelerator where this runs.
+            env={
+                **os.environ,
+                "TROUPE_TEMPLATES": str(templates),
+                "COMFYUI_ARGS": f"--cpu {os.environ.get('COMFYUI_ARGS', '')}",
+            },
             cwd=REPOSITORY,
             stdout=log,
             stderr=log,
@@ -60,10 +74,15 @@ async def until_ready(client: Client, process: asyncio.subprocess.Process, log: 
     end = time.monotonic() + READY_SECONDS
     while time.monotonic() < end and process.returncode is None:
         with contextlib.suppress(Unreachable):
-            if [pod["state"] for pod in (await client.get("/pods"))["items"]] == ["ready", "ready"]:
+            states = [pod["state"] for pod in (await client.get("/pods"))["items"]]
+            if states and set(states) == {"ready"} and "image" in await labels(client):
                 return
         await asyncio.sleep(0.5)
     pytest.fail(log.read_text())
+
+
+async def labels(client: Client) -> set[str]:
+    return {label for pod in (await client.get("/pods"))["items"] for label in pod["labels"]}
 
 
 async def troupe(client: Client, *arguments: str) -> str:
