@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-    from .architecture import SketchModules
+    from .architecture import SketchArchitecture, SketchModules
 
 UNET, TEXT_1, TEXT_2, VAE = "unet", "text_encoder_1", "text_encoder_2", "vae"
 PARTS = (UNET, TEXT_1, TEXT_2, VAE)
@@ -77,6 +77,27 @@ def layout_of(modules: SketchModules) -> Layout:
         encoder_blocks=tuple(modules.vae.config.num_encoder_blocks),
         decoder_blocks=tuple(modules.vae.config.num_decoder_blocks),
         text_prefix="text_model." if first.startswith("text_model.") else "",
+    )
+
+
+def layout_for(architecture: SketchArchitecture) -> Layout:
+    """The layout that modules of these sizes will have, without building any: diffusers may be absent here."""
+    channels = architecture.unet_channels
+    levels = range(len(channels))
+    # The way up joins what the way down left, so each of its resnets takes in more than it gives out.
+    narrowing = [
+        f"up_blocks.{level}.resnets.{layer}" for level in levels for layer in range(architecture.unet_layers + 1)
+    ]
+    widening = [f"down_blocks.{level}.resnets.0" for level in levels[1:] if channels[level] != channels[level - 1]]
+    return Layout(
+        levels=len(channels),
+        layers_per_block=architecture.unet_layers,
+        depths=architecture.unet_transformers,
+        middle_depth=max(1, architecture.unet_transformers[-1]),
+        widening=(*widening, *narrowing),
+        text_layers=(architecture.text_1.layers, architecture.text_2.layers),
+        encoder_blocks=architecture.vae_encoder_blocks,
+        decoder_blocks=architecture.vae_decoder_blocks,
     )
 
 

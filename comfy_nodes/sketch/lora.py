@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,8 @@ _PREFIXES = {
     keys.TEXT_1: ("lora_te1_", "text_model."),
     keys.TEXT_2: ("lora_te2_", ""),
 }
+# Weights of norms and tables: no linear or convolution layer.
+_NO_LAYER = re.compile(r"norm\w*\.weight$|embeddings\.")
 DOWN, UP, ALPHA = ".lora_down.weight", ".lora_up.weight", ".alpha"
 
 
@@ -67,21 +70,14 @@ def layers_by_name(modules: SketchModules) -> dict[str, Layer]:
 
 
 def known_names(architecture: SketchArchitecture = SKETCH) -> frozenset[str]:
-    """The kohya names a LoRA of this base may hold; needs no weights."""
-    import torch
-
-    with torch.device("meta"):
-        shells = {
-            keys.UNET: architecture.build_unet(),
-            keys.TEXT_1: architecture.build_text_1(),
-            keys.TEXT_2: architecture.build_text_2(),
-        }
-    return frozenset(
-        kohya_name(Layer(part, path))
-        for part, shell in shells.items()
-        for path, module in shell.named_modules()
-        if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d))
+    """The kohya names a LoRA of this base may hold; needs no weights, and no library to hold them."""
+    layers = (
+        Layer(entry.part, name.removesuffix(".weight"))
+        for entry in keys.key_table(keys.layout_for(architecture))
+        for name in entry.names
+        if entry.part in _PREFIXES and name.endswith(".weight") and not _NO_LAYER.search(name)
     )
+    return frozenset(map(kohya_name, layers))
 
 
 def layer_names(state: Mapping[str, torch.Tensor]) -> frozenset[str]:

@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+import tomllib
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,13 @@ def test_the_pack_works_under_any_folder_name(tmp_path: Path) -> None:
     code = "import troupe; print(sorted(troupe.NODE_CLASS_MAPPINGS))"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "['CharacterLoRALoader', 'PromptTravelSampler', 'S3Save', 'TrainLoRA']"
+
+
+def test_installing_the_pack_brings_boto3_and_nothing_else() -> None:
+    wanted = tomllib.loads((PACK / "pyproject.toml").read_text())["project"]["dependencies"]
+    assert [requirement.partition(">")[0] for requirement in wanted] == ["boto3"]
+    lines = (PACK / "requirements.txt").read_text().splitlines()
+    assert [line for line in lines if not line.startswith("#")] == wanted
 
 
 @pytest.mark.parametrize("node", comfy_nodes.NODE_CLASS_MAPPINGS.values())

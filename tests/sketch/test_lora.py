@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
 from comfy_nodes.sketch import keys, lora
+from comfy_nodes.sketch.architecture import SKETCH
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 TO_Q = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
 CONV = "lora_unet_down_blocks_0_resnets_0_conv1"
 TEXT = "lora_te1_text_model_encoder_layers_0_self_attn_q_proj"
@@ -44,6 +51,32 @@ def test_names_are_kohyas(modules, name):
 
 def test_known_names_need_no_weights(modules, small):
     assert lora.known_names(small) == set(lora.layers_by_name(modules))
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {},
+        {"unet_channels": (32, 64), "unet_transformers": (0, 1)},
+        {"unet_channels": (32, 32, 64), "unet_transformers": (0, 2, 1), "unet_layers": 2},
+    ],
+)
+def test_known_names_are_those_of_the_modules_that_would_be_built(sizes):
+    architecture = dataclasses.replace(SKETCH, **sizes)
+    with torch.device("meta"):
+        built = architecture.build()
+    assert lora.known_names(architecture) == set(lora.layers_by_name(built))
+
+
+def test_known_names_need_neither_torch_nor_diffusers():
+    code = (
+        "import sys\n"
+        "from comfy_nodes.sketch.lora import known_names\n"
+        "assert known_names()\n"
+        "print([name for name in ('torch', 'diffusers', 'transformers') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_a_linear_layer_gets_up_times_down_times_alpha_over_rank(modules):
