@@ -12,4 +12,11 @@ TRAINERS: Mapping[str, Trainer] = {"kohya": kohya.TRAINER, "sketch": sketch.TRAI
 
 def available() -> list[str]:
     """The names of the trainers that can run here, as a registration tells them."""
-    return [name for name, trainer in sorted(TRAINERS.items()) if trainer.obstacle() is None]
+    hindered = obstacles()
+    return [name for name in sorted(TRAINERS) if name not in hindered]
+
+
+def obstacles() -> dict[str, str]:
+    """What keeps the other trainers from running here, by their names."""
+    found = {name: trainer.obstacle() for name, trainer in sorted(TRAINERS.items())}
+    return {name: words for name, words in found.items() if words is not None}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import os
 import shutil
@@ -10,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from comfy_nodes.state import node_pack_digest
+from comfy_nodes.training import trainers
 
 from ..registration import LORA_NAME, PROTOCOL, PodIdentity, Registrar, drop_revoked
 from .folders import MODEL_KINDS
@@ -17,12 +17,6 @@ from .pod import PROTOCOL_VERSION, Pod
 from .routes.info import memory_bytes
 
 log = logging.getLogger(__name__)
-
-
-def trainers() -> list[str]:
-    """Base models this pod can train: only what its interpreter really has."""
-    needed = ("torch", "peft", "diffusers", "transformers")
-    return ["sketch"] if all(importlib.util.find_spec(name) for name in needed) else []
 
 
 def registration_body(pod: Pod, identity: PodIdentity) -> dict[str, Any]:
@@ -40,7 +34,8 @@ def registration_body(pod: Pod, identity: PodIdentity) -> dict[str, Any]:
         "node_pack_digest": node_pack_digest(),
         "node_classes": sorted(pod.registry.classes),
         "models": {kind: files for kind in MODEL_KINDS if (files := pod.folders.model_files(kind))},
-        "trainers": trainers(),
+        "trainers": trainers.available(),
+        "trainer_obstacles": trainers.obstacles(),
         "labels": list(identity.labels),
     }
 

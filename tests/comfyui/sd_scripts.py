@@ -65,7 +65,7 @@ def dataset(**params: Any) -> dict[str, Any]:
 
 def trainers_in(folder: Path) -> list[str]:
     """The command lines of the trainers that work in a folder."""
-    listed = subprocess.run(["ps", "-eo", "args="], capture_output=True, text=True, check=True).stdout.splitlines()
+    listed = subprocess.run(["ps", "-ww", "-eo", "args="], capture_output=True, text=True, check=True).stdout.splitlines()
     return [line for line in listed if "train_network.py" in line and str(folder) in line]
 
 
