@@ -28,7 +28,10 @@ async def run(options: argparse.Namespace, console: Console) -> int:
     """
     token = options.token or os.environ.get("TROUPE_JOIN_TOKEN", "")
     if options.control_plane and not token:
-        raise BadRequest("A pod registers with the control plane's join token: --token T, or TROUPE_JOIN_TOKEN.")
+        raise BadRequest(
+            "A pod registers with the control plane's join token: --token T, or TROUPE_JOIN_TOKEN. The server's is its "
+            "own TROUPE_JOIN_TOKEN, or stands in secrets.json in its data folder."
+        )
     agent = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
