@@ -95,6 +95,11 @@ def _node(node_id: str, raw: Any) -> Node:
 
 
 def _check_links(graph: Graph) -> None:
+    for node_id, node in graph.items():
+        for name, value in node.inputs.items():
+            # ComfyUI would follow ["7", false] or ["7", 0.0] as a link; to everything here it would be none.
+            if isinstance(value, list) and len(value) == 2 and type(value[1]) in (bool, float):
+                raise InvalidTemplate(f"Input {name!r} of node {node_id!r} is linked to no whole number of an output.")
     sources: dict[str, set[str]] = {node_id: set() for node_id in graph}
     for node_id, name, source, slot in links(graph):
         if source not in graph or slot < 0:

@@ -5,11 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from controlplane.workflows.graph import in_order
+from controlplane.workflows.graph import in_order, is_link
 from controlplane.workflows.template import Input, Template
 from controlplane.workflows.walking import Use, uses
 
 NEGATIVE_SLOT = 1
+GUIDED = frozenset(
+    {
+        "KSampler", "KSamplerAdvanced", "SamplerCustom", "CFGGuider", "PromptTravelSampler",
+        "UltimateSDUpscale", "UltimateSDUpscaleNoUpscale", "FaceDetailer",
+    }
+)  # fmt: skip
+"""Classes known to keep away from ``negative`` by their ``cfg``. What fields a node has proves nothing: ComfyUI ignores
+those that its class does not know."""
 
 
 def wanted_texts(template: Template, values: Mapping[str, Any]) -> list[str]:
@@ -39,8 +47,8 @@ def fixed_texts(template: Template, walk: _Walk | None = None) -> list[str]:
         for node_id, node in template.graph.items()
         for field, value in node.inputs.items()
         if (node_id, field) not in written
+        if not is_link(value) and not walk.only_negative(node_id)
         for text in _texts_in(value)
-        if not walk.only_negative(node_id)
     ]
 
 
@@ -80,6 +88,8 @@ class _Walk:
 
     def _is_guided(self, node_id: str) -> bool:
         """Whether a node keeps away from its negative side: its cfg is 1 or more, whatever a request says."""
+        if self._graph[node_id].class_type not in GUIDED:
+            return False
         spec = self._inputs_at.get((node_id, "cfg"))
         cfg = self._graph[node_id].inputs.get("cfg")
         if spec is not None:
@@ -97,6 +107,6 @@ def _texts_in(value: Any) -> Iterator[str]:
     elif isinstance(value, Mapping):
         for one in value.values():
             yield from _texts_in(one)
-    elif isinstance(value, list) and not (len(value) == 2 and isinstance(value[1], int)):
+    elif isinstance(value, list):
         for one in value:
             yield from _texts_in(one)

@@ -2,6 +2,7 @@
 
 import pytest
 
+from controlplane.errors import InvalidTemplate
 from controlplane.workflows.screening import fixed_texts, wanted_texts
 
 from .exports import FACTS, control_net, high_resolution, imported, node, portrait
@@ -78,6 +79,36 @@ def test_a_negative_text_of_an_unknown_sampler_is_screened():
     graph = portrait()
     graph["3"] = node("MysterySampler", positive=["6", 0], negative=["7", 0], latent_image=["5", 0], seed=1)
     assert "ugly" in screened(graph, negative_prompt="ugly")
+
+
+def test_a_field_that_its_class_does_not_know_makes_no_sampler_of_a_node():
+    graph = portrait()
+    graph["20"] = node(
+        "InpaintModelConditioning", positive=["6", 0], negative=["7", 0], vae=["4", 2], pixels=["21", 0],
+        mask=["21", 1], noise_mask=True, cfg=8,
+    )  # fmt: skip
+    graph["21"] = node("LoadImage", image="shape.png")
+    graph["3"]["inputs"] |= {"positive": ["20", 1], "negative": ["20", 1]}
+    titled(graph, "6", "@prompt")
+    titled(graph, "7", "@negative_prompt")
+    assert "ugly" in screened(graph, negative_prompt="ugly")
+
+
+def test_a_list_that_looks_like_a_link_within_a_value_is_screened():
+    graph = portrait()
+    graph["8"] = node("SomeDecoder", samples=["3", 0], vae=["4", 2], words={"__value__": ["two words", 1]})
+    assert "two words" in screened(graph)
+
+
+@pytest.mark.parametrize("slot", [False, 0.0])
+def test_a_link_that_only_comfyui_would_follow_is_refused(slot):
+    graph = portrait()
+    graph["3"]["inputs"]["positive"] = ["7", slot]
+    titled(graph, "7", "@negative_prompt")
+    graph["8"] = node("SomeDecoder", samples=["3", 0], vae=["4", 2], words=["6", 0])
+    titled(graph, "6", "@prompt")
+    with pytest.raises(InvalidTemplate, match="positive"):
+        imported(graph)
 
 
 def test_what_the_server_sets_is_not_screened():
