@@ -41,6 +41,8 @@ UNREAD_PROMPT: Mapping[str, Any] = {
     "max_length": MAX_PROMPT,
     "description": "What is seen. It is checked and kept with the result; no node of this graph reads it.",
 }
+SET_BY_US = frozenset({"character_id", "version", "sha256"})
+"""Fields of a character loader: who is painted is what a request's ``character_id`` says, which alone is checked."""
 _SECRET = re.compile(r"(?:^|_)(?:api_?key|token|secret|password)$", re.IGNORECASE)
 _NOT_IN_NAMES = re.compile(r"[^a-z0-9]+")
 
@@ -112,6 +114,11 @@ def _inputs(graph: Graph, facts: Facts, outputs: Mapping[str, str]) -> tuple[dic
     """The inputs of the template by name: titles first, then what tracing found beside them."""
     by_title, traced = titled(graph, facts), trace(graph, facts, outputs)
     taken = {place for one in by_title.values() for place in one.places}
+    for node_id, field in taken:
+        if graph[node_id].class_type == CHARACTER and field in SET_BY_US:
+            raise InvalidTemplate(
+                f"Node {named(graph, node_id)}: {field} is set by the server; take it out of the title."
+            )
     found: dict[str, Found] = {}
     for name, one in traced.found.items():
         left = tuple(place for place in one.places if place not in taken)

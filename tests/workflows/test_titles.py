@@ -110,6 +110,17 @@ def test_two_names_for_one_field_are_refused():
     assert "both name field steps" in refusal(titles(portrait(), n3="@a.steps @b.steps"))
 
 
+@pytest.mark.parametrize("field", ["character_id", "version", "sha256"])
+def test_who_is_painted_cannot_be_titled(field):
+    graph = portrait()
+    graph["10"] = node(
+        "CharacterLoRALoader", f"@who.{field}", model=["4", 0], clip=["4", 1], character_id="nell", version=0,
+        strength=-1.0, sha256="",
+    )  # fmt: skip
+    graph["3"]["inputs"]["model"] = ["10", 0]
+    assert f"{field} is set by the server" in refusal(graph)
+
+
 def test_a_number_cannot_be_the_prompt():
     assert "prompt is string" in refusal(titles(portrait(), n3="@prompt.steps"))
 
