@@ -31,11 +31,18 @@ def given() -> bool:
     return all(os.environ.get(name, "").strip() for name in ("SD_SCRIPTS_DIR", "SD_SCRIPTS_PYTHON"))
 
 
+def free_gigabytes(folder: Path) -> tuple[float, float]:
+    """Main memory that can be had and room on a folder's disk, in GB."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    available = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    return available * 1024 / 1e9, shutil.disk_usage(folder).free / 1e9
+
+
 @contextmanager
-def random_base(folder: Path) -> Iterator[Path]:
-    """A full-size SD1.5 of random weights; the file (2.1 GB) goes with the block."""
-    path = folder / CHECKPOINT
-    write("sd15", "fp16", path)
+def random_base(folder: Path, architecture: str = "sd15") -> Iterator[Path]:
+    """A full-size SD1.5 (2.1 GB) or SDXL (6.9 GB) of random weights; the file goes with the block."""
+    path = folder / f"{architecture}.safetensors"
+    write(architecture, "fp16" if architecture == "sd15" else "bf16", path)
     try:
         yield path
     finally:
@@ -58,14 +65,17 @@ def portraits() -> dict[str, bytes]:
 
 
 def dataset(**params: Any) -> dict[str, Any]:
-    """What the control-plane double answers beyond the images: trained by kohya on the random base."""
-    recipe = {"name": "standard", "digest": "r1", "params": {**PARAMS, **params}}
-    return {"base": "sd15", "checkpoint": CHECKPOINT, "trainer": "kohya", "recipe": recipe}
+    """What the control-plane double answers beyond the images: trained by kohya on a random base."""
+    params = {**PARAMS, **params}
+    recipe, base = {"name": "standard", "digest": "r1", "params": params}, str(params["architecture"])
+    return {"base": base, "checkpoint": f"{base}.safetensors", "trainer": "kohya", "recipe": recipe}
 
 
 def trainers_in(folder: Path) -> list[str]:
     """The command lines of the trainers that work in a folder."""
-    listed = subprocess.run(["ps", "-ww", "-eo", "args="], capture_output=True, text=True, check=True).stdout.splitlines()
+    listed = subprocess.run(
+        ["ps", "-ww", "-eo", "args="], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
     return [line for line in listed if "train_network.py" in line and str(folder) in line]
 
 
