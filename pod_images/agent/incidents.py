@@ -73,7 +73,8 @@ class Ledger:
     """
 
     def __init__(self) -> None:
-        self._open: OrderedDict[str, None] = OrderedDict()
+        self._open: OrderedDict[str, float | None] = OrderedDict()
+        """Since when each has been seen finished (monotonic seconds), as far as anybody asked."""
 
     def took(self, prompt_id: str) -> bool:
         """A prompt was, or may have been, accepted. False where it was known before."""
@@ -90,6 +91,12 @@ class Ledger:
 
     def relieved_of_all(self) -> None:
         self._open.clear()
+
+    def awaits(self, at: float, seconds: float) -> bool:
+        """With nothing running or waiting: whether a result still waits for its owner, and not for too long."""
+        for prompt_id, since in self._open.items():
+            self._open[prompt_id] = at if since is None else since
+        return any(since is not None and at - since < seconds for since in self._open.values())
 
     def open(self) -> list[str]:
         return list(self._open)

@@ -27,6 +27,8 @@ START_POLL_SECONDS = 0.25
 STEADY_SECONDS = 60.0
 LONGEST_BACKOFF_SECONDS = 60.0
 SETTLE_SECONDS = 30.0
+RESULT_SECONDS = 900.0
+"""How long a result that nobody has collected puts off a restart that is only a precaution."""
 # The two ways in which a start without a graphics card ends, and what to do about it.
 NO_DEVICE = ("not compiled with CUDA", "Found no NVIDIA driver", "No CUDA GPUs are available")
 MISUNDERSTOOD = (AttributeError, LookupError, TypeError, ValueError)
@@ -183,14 +185,16 @@ class Keeper:
             await asyncio.gather(death, return_exceptions=True)
 
     async def _stands(self, verdict: Verdict, link: ComfyLink) -> bool:
-        """Shuts the gate. A verdict on an idle ComfyUI is dropped where a prompt came in meanwhile."""
+        """Shuts the gate. A verdict on an idle ComfyUI is dropped where a prompt came in, or a result is not read."""
         url = self._gate.url
+        if verdict.code == "memory_limit" and self._ledger.awaits(self.seen.at, RESULT_SECONDS):
+            return False
         self._gate.shut(f"ComfyUI is being restarted: {verdict.detail}")
         if verdict.code != "memory_limit":
             return True
         await self._gate.settled(SETTLE_SECONDS)
         seen, _ = await link.snapshot()
-        if seen.idle and seen.worker is not None:
+        if seen.idle and seen.worker is not None and not self._ledger.awaits(seen.at, RESULT_SECONDS):
             return True
         if url is not None:
             self._gate.open(url)

@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 CLOSE_SECONDS = 5.0
 CONNECT_SECONDS = 15.0
 HEARTBEAT_SECONDS = 30.0
+REPLACED = 4001
+"""The close code of an older socket: whoever gets it should not open another one, or the two would take turns."""
 # A reader that is so far behind is cut off: ComfyUI sends to all its sockets in one loop, and would wait for it.
 MOST_WAITING = 4096
 MOST_WAITING_BYTES = 64 << 20
@@ -203,7 +205,7 @@ class Sockets:
                 older = self._relays.get(client_id)
                 if older is not None:
                     log.info("a second socket of client id %.8s...: the first is closed", client_id)
-                    if not await older.end(WSCloseCode.GOING_AWAY, "another socket of this client id was opened"):
+                    if not await older.end(REPLACED, "another socket of this client id was opened"):
                         return None
                 self._relays[client_id] = relay = await self._connected(url, request)
                 return relay

@@ -114,11 +114,15 @@ async def test_a_dead_device_is_restarted(start: Launch) -> None:
     await agent.back()
 
 
-async def test_too_much_memory_is_no_reason_to_restart_while_a_prompt_runs(start: Launch) -> None:
+async def test_too_much_memory_is_no_reason_to_restart_while_a_prompt_runs_or_its_result_is_not_collected(
+    start: Launch,
+) -> None:
     agent = await start("--memory-limit", str(1 << 40))
-    await agent.submit("FakeFat", seconds=1.5)
-    await asyncio.sleep(1)
+    prompt_id = await agent.submit("FakeFat", seconds=1)
+    await agent.finished(prompt_id)
+    await asyncio.sleep(0.5)
     assert (await agent.call("GET", "/troupe/agent"))[1]["restarts"] == []
+    assert (await agent.call("POST", "/history", {"delete": [prompt_id]}))[0] == 200
     async with asyncio.timeout(20):
         while not (restarts := (await agent.call("GET", "/troupe/agent"))[1]["restarts"]):  # noqa: ASYNC110
             await asyncio.sleep(0.05)

@@ -198,7 +198,7 @@ async def test_the_newer_of_two_sockets_of_a_client_hears_and_the_older_is_told(
     older = await connect(agent, session, "twice")
     newer = await connect(agent, session, "twice")
     closed = await older.receive(timeout=10)
-    assert (closed.type, closed.data) == (WSMsgType.CLOSE, 1001)
+    assert (closed.type, closed.data) == (WSMsgType.CLOSE, 4001)
     await older.close()
     await agent.submit("FakeSleep", client_id="twice", seconds=0)
     assert (await newer.receive_json(timeout=10))["type"] == "executing"
