@@ -83,12 +83,17 @@ def _start_over(job: Job, _resume: Resume) -> tuple[Job, str]:
     return job, "this trainer cannot go on from a saved state; training starts over"
 
 
+def _never(_job: Job, _seconds: float) -> bool:
+    return False
+
+
 @dataclass(frozen=True)
 class Trainer:
     """One trainer: how to start it, which modules a checkpoint has, and what keeps it from running here (or None).
 
     easier: the next try after a failed one and a sentence about it, or None. described: what a saved state has to fit.
-    resumed: the job that goes on from a state, or the job as it was, and a sentence that says which.
+    resumed: the job that goes on from a state, or the job as it was, and a sentence that says which. worth_saving:
+    whether a state is handed over, given how many seconds the whole training takes on this pod.
     """
 
     command: Callable[[Job], Command]
@@ -97,3 +102,4 @@ class Trainer:
     easier: Callable[[Job, TrainerError], tuple[Job, str] | None] = _no_easier
     described: Callable[[Job], dict[str, Any]] = _nothing
     resumed: Callable[[Job, Resume], tuple[Job, str]] = _start_over
+    worth_saving: Callable[[Job, float], bool] = _never

@@ -201,6 +201,11 @@ def easier(job: Job, error: TrainerError) -> tuple[Job, str] | None:
     return replace(job, settings=settings, resume=resume), sentence
 
 
+def worth_saving(job: Job, seconds: float) -> bool:
+    """Whether a training that takes so long in all is gone on with by a retry; a state has half a gigabyte or more."""
+    return seconds >= Recipe.of(job.dataset.params).restart_under_seconds
+
+
 def described(job: Job) -> dict[str, Any]:
     """What a saved state has to fit, as JSON values."""
     return asdict(settings_of(job))
@@ -272,4 +277,4 @@ def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-TRAINER = Trainer(command, known_modules, obstacle, easier, described, resumed)
+TRAINER = Trainer(command, known_modules, obstacle, easier, described, resumed, worth_saving)

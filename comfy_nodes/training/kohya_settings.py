@@ -24,7 +24,7 @@ class Recipe:
 
     views: how often every image is seen, the knob that decides likeness; steps stay between min_steps and max_steps.
     save_every_epochs, sample_every_epochs: 0 = only the last LoRA, no samples. resumable: whether states are kept for
-    a retry on another pod; a training of less than about ten minutes rather starts over.
+    a retry on another pod; a training that takes less than restart_under_seconds on its pod rather starts over.
     """
 
     architecture: str
@@ -47,6 +47,7 @@ class Recipe:
     sample_pixels: int = 0
     sample_steps: int = 24
     resumable: bool = False
+    restart_under_seconds: int = 600
 
     @classmethod
     def of(cls, params: Mapping[str, Any]) -> Recipe:

@@ -148,7 +148,8 @@ class Session:
 
         def look() -> None:
             for product in products.look():
-                take(product)
+                if product.kind != "state" or trainer.worth_saving(job, self._total_steps * (self._pace or 0.0)):
+                    take(product)
 
         looking = _Regularly(LOOK_SECONDS, look)
 

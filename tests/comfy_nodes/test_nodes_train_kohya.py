@@ -28,6 +28,10 @@ OOM = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB."
 PARAMS = {"architecture": "sd15", "views": 2, "epochs": 2, "batch_size": 2, "resolution": 512, "rank": 4, "alpha": 4}
 
 
+SAVING: dict[str, Any] = {"save_every_epochs": 1, "resumable": True, "restart_under_seconds": 0}
+GOING_ON = {"epochs": 3, **SAVING}
+
+
 def png(shade: int) -> bytes:
     body = io.BytesIO()
     Image.new("RGB", (16, 16), (shade, 0, 0)).save(body, "PNG")
@@ -218,7 +222,7 @@ def test_a_checkpoint_that_cannot_be_stored_is_a_warning(bench: Bench) -> None:
 
 
 def test_the_state_is_uploaded_with_its_standing(bench: Bench) -> None:
-    bench.prepare({"save_seconds": 1.0, "steps": 5}, epochs=3, save_every_epochs=1, resumable=True)
+    bench.prepare({"save_seconds": 1.0, "steps": 5}, epochs=3, **SAVING)
     bench.train()
     states = bench.uploads("state")
     assert [one["name"] for one in states] == ["state-e000001-s00000005.tar", "state-e000002-s00000010.tar"]
@@ -234,9 +238,18 @@ def test_without_a_resumable_recipe_no_state_is_kept(bench: Bench) -> None:
     assert "save_state" not in bench.run(0)["options"]
 
 
+@pytest.mark.parametrize(("limit", "states"), [(15, 2), (16, 0)])
+def test_a_training_that_is_soon_done_again_hands_no_state_over(limit: int, states: int, bench: Bench) -> None:
+    # 15 steps of one second each, says the bar.
+    params = {**SAVING, "restart_under_seconds": limit}
+    bench.prepare({"save_seconds": 1.0, "steps": 5}, epochs=3, **params)
+    bench.train()
+    assert len(bench.uploads("state")) == states
+
+
 def saved_state(bench: Bench, **params: Any) -> dict[str, Any]:
     """Train once, and put its newest state into the dataset's answer as the control plane does for a retry."""
-    bench.prepare({"save_seconds": 0.6, "steps": 5}, epochs=3, save_every_epochs=1, resumable=True, **params)
+    bench.prepare({"save_seconds": 0.6, "steps": 5}, **GOING_ON, **params)
     bench.train()
     upload = bench.uploads("state")[-1]
     content = bench.stored(upload)
@@ -246,9 +259,6 @@ def saved_state(bench: Bench, **params: Any) -> dict[str, Any]:
     bench.server.uploads.clear()
     bench.server.reports.clear()
     return {"step": 10, "epoch": 2, "url": "/files/state.tar", "sha256": sha256, "bytes": len(content)}
-
-
-GOING_ON = {"epochs": 3, "save_every_epochs": 1, "resumable": True}
 
 
 def test_a_retry_goes_on_from_the_saved_state_and_counts_absolute_steps(bench: Bench) -> None:

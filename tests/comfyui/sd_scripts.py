@@ -23,6 +23,7 @@ CHECKPOINT = "sd15.safetensors"
 PARAMS: dict[str, Any] = {
     "architecture": "sd15", "views": 3, "epochs": 3, "batch_size": 2, "resolution": 64, "rank": 4, "alpha": 4,
     "mixed_precision": "no", "warmup": 0.0, "save_every_epochs": 1, "resumable": True,
+    "restart_under_seconds": 0,
 }  # fmt: skip
 
 

@@ -48,7 +48,7 @@ def templates(tmp_path: Path) -> Path:
     models.append({**sdxl, **changes})
     (folder / "models.yaml").write_text(yaml.safe_dump(models))
     recipes = yaml.safe_load((folder / "recipes.yaml").read_text())
-    saving = {"save_every_epochs": 1, "resumable": True, "mixed_precision": "no"}
+    saving = {"save_every_epochs": 1, "resumable": True, "restart_under_seconds": 0, "mixed_precision": "no"}
     params = {"architecture": "sd15", "views": EPOCHS, "epochs": EPOCHS, "batch_size": 1, "resolution": 64, **saving}
     recipes["sd15"] = {"standard": {"params": params}}
     (folder / "recipes.yaml").write_text(yaml.safe_dump(recipes))
