@@ -200,11 +200,16 @@ def _json(text: str) -> Mapping[str, Any]:
 
 def _code(text: str) -> str:
     """The ``code`` of a problem document, empty where the text is none."""
+    return str(_members(text).get("code") or "")
+
+
+def _members(text: str) -> Mapping[str, Any]:
+    """A JSON object's members; none where the text is no JSON object."""
     try:
         body = json.loads(text)
     except ValueError:
-        return ""
-    return str(body.get("code") or "") if isinstance(body, dict) else ""
+        return {}
+    return body if isinstance(body, dict) else {}
 
 
 def _unexpected(status: int, path: str, text: str) -> PodRefused | PodUnreachable:
@@ -218,11 +223,11 @@ def _refusal(status: int, text: str) -> PodRefused:
     """Name the reason that a person can act on: the first node error, else the error's message."""
     if status in (401, 403):
         return PodRefused(f"The pod refused our token ({status}).", pod_specific=True)
-    try:
-        body = json.loads(text)
-    except ValueError:
-        return PodRefused(f"The pod refused the request ({status}): {text[:200]}", pod_specific=status == 413)
+    body = _members(text)
     error = body.get("error") or {}
+    if not body or status not in (200, 400) or not isinstance(error, dict):
+        # Not ComfyUI's verdict on a graph, but somebody on the way to it: the proxy of a pod that is not up, say.
+        return PodRefused(f"The pod refused the request ({status}): {text[:200]}", pod_specific=True)
     told, specific = [], error.get("type") == "invalid_prompt" and "does not exist" in str(error.get("message"))
     for node_id, node in (body.get("node_errors") or {}).items():
         for one in node.get("errors") or []:

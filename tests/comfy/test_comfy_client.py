@@ -59,6 +59,19 @@ async def test_a_missing_input_would_be_refused_by_every_pod(client: ComfyClient
     assert refused.value.extra["pod_specific"] is False
 
 
+@pytest.mark.parametrize(
+    ("status", "answer"),
+    [(404, "<html>page not found</html>"), (404, {"error": "not found"}), (404, ["none"]), (400, "Bad Request")],
+)
+async def test_the_words_of_a_proxy_in_front_of_a_pod_are_that_pods_matter(
+    status: int, answer: Any, client: ComfyClient, double: ComfyUIDouble
+) -> None:
+    double.answer_submit_with = [(status, answer)]
+    with pytest.raises(PodRefused) as refused:
+        await client.submit(replay_graph(), "prompt-1", "client-1")
+    assert refused.value.extra["pod_specific"] is True
+
+
 async def test_a_graph_of_which_only_a_part_is_valid_is_refused(client: ComfyClient, double: ComfyUIDouble) -> None:
     double.answer_submit_with = [(200, PARTIAL["response"])]
     with pytest.raises(PodRefused):
