@@ -96,9 +96,12 @@ def stepped(value: float) -> None:
 
 
 def note_error(text: str) -> None:
-    """Remember the text of an execution error after which the device is dead; any other text is not kept."""
+    """Remember the text of an execution error after which the device is dead; any other text is not kept.
+
+    A trainer dies with a context of its own: what its log says of the device is not true of this process.
+    """
     global _device_error
-    if _DEAD_DEVICE.search(text):
+    if _DEAD_DEVICE.search(text) and "TrainerError: " not in text.partition("\n")[0]:
         with _lock:
             _device_error = _device_error or text.strip()[:MAX_ERROR_CHARACTERS]
 

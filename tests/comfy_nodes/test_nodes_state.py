@@ -11,6 +11,7 @@ import pytest
 
 from comfy_nodes import state
 from comfy_nodes.comfy_routes import Ear
+from comfy_nodes.training.failure import TrainerError
 
 GRAPH = {"4": {"class_type": "KSampler", "inputs": {}}, "5": {"class_type": "VAEDecode", "inputs": {}}}
 
@@ -122,6 +123,12 @@ def test_the_words_of_a_dead_device_are_kept(text: str) -> None:
 @pytest.mark.parametrize("text", ALIVE)
 def test_a_survivable_error_is_not_kept(text: str) -> None:
     state.note_error(text)
+    assert told()["device_error"] is None
+
+
+def test_a_trainer_that_lost_its_device_did_not_cost_this_process_its_own() -> None:
+    error = TrainerError("crashed", "the trainer crashed", ["RuntimeError: CUDA error: an illegal memory access"])
+    state.note_error(f"custom_nodes.troupe.training.failure.TrainerError: {error}")
     assert told()["device_error"] is None
 
 
