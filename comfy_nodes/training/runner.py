@@ -9,7 +9,6 @@ import queue
 import re
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections import deque
@@ -18,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+from ..guard import end_guard, start_guard
 from .failure import TrainerError, diverged
 from .progress import Event, LineSplitter, Step, events_in, is_bar
 
@@ -64,7 +64,7 @@ def run(
     this function ends, the process group is gone.
     """
     process = _start(command)
-    guard = _start_guard(process.pid)
+    guard = start_guard(process.pid)
     lines: queue.Queue[str | None] = queue.Queue(maxsize=10_000)
     log: deque[str] = deque(maxlen=LOG_LINES_KEPT)
     readers = [_reader(stream, lines) for stream in (process.stdout, process.stderr) if stream is not None]
@@ -73,7 +73,7 @@ def run(
         _follow(process, lines, log, watch, on_event, stop_reason, len(readers))
     finally:
         _end_group(process)
-        _end_guard(guard)
+        end_guard(guard)
         _drain(readers, lines, log)
     returncode = -signal.SIGKILL if process.returncode is None else process.returncode
     return Finished(returncode, tuple(log), watch.last)
@@ -105,28 +105,6 @@ def _start(command: Command) -> subprocess.Popen[bytes]:
     except OSError as error:
         detail = f"the trainer's interpreter cannot be started: {command.argv[0]}: {error.strerror}"
         raise TrainerError("missing_interpreter", detail) from error
-
-
-# Waits for the end of this process, whatever ends it, even SIGKILL: then the pipe to it closes.
-_GUARD = "import os, signal, sys; sys.stdin.buffer.read(); os.killpg(int(sys.argv[1]), signal.SIGKILL)"
-
-
-def _start_guard(group: int) -> subprocess.Popen[bytes]:
-    """A tiny process that ends the trainer's group if this process dies: an orphan would train on, for nobody."""
-    return subprocess.Popen(
-        [sys.executable, "-I", "-S", "-c", _GUARD, str(group)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-
-
-def _end_guard(guard: subprocess.Popen[bytes]) -> None:
-    guard.kill()  # before its pipe closes, or it would do its work
-    guard.wait()
-    if guard.stdin is not None:
-        guard.stdin.close()
 
 
 class _Watch:

@@ -8,7 +8,8 @@ import logging
 import os
 import signal
 import subprocess
-import sys
+
+from comfy_nodes.guard import end_guard, start_guard
 
 from .comfy_command import Command
 from .log_tail import LogTail
@@ -18,8 +19,6 @@ comfy_log = logging.getLogger("comfyui")
 
 TERM_GRACE_SECONDS = 3.0
 KILL_GRACE_SECONDS = 10.0
-# Waits for the end of the agent, whatever ends it, even SIGKILL: then the pipe to it closes.
-_GUARD = "import os, signal, sys; sys.stdin.buffer.read(); os.killpg(int(sys.argv[1]), signal.SIGKILL)"
 
 
 class StartError(RuntimeError):
@@ -55,7 +54,7 @@ class ComfyProcess:
             raise StartError(f"{command.argv[0]} cannot be started: {error.strerror}") from error
         finally:
             os.close(write)
-        guard = _start_guard(process.pid)
+        guard = start_guard(process.pid)
         reader = asyncio.create_task(_read(read, tail), name="comfyui-output")
         return cls(process, guard, reader)
 
@@ -79,7 +78,7 @@ class ComfyProcess:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(KILL_GRACE_SECONDS):
                 await self._process.wait()
-        _end_guard(self._guard)
+        end_guard(self._guard)
         await asyncio.wait([self._reader], timeout=1)
         self._reader.cancel()
 
@@ -96,24 +95,6 @@ def said_exit(code: int) -> str:
         return f"killed by {signal.Signals(-code).name}"
     except ValueError:
         return f"killed by signal {-code}"
-
-
-def _start_guard(group: int) -> subprocess.Popen[bytes]:
-    """A tiny process that ends ComfyUI's group if the agent dies: an orphan would hold the device for nobody."""
-    return subprocess.Popen(
-        [sys.executable, "-I", "-S", "-c", _GUARD, str(group)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-
-
-def _end_guard(guard: subprocess.Popen[bytes]) -> None:
-    guard.kill()  # before its pipe closes, or it would do its work
-    guard.wait()
-    if guard.stdin is not None:
-        guard.stdin.close()
 
 
 async def _read(descriptor: int, tail: LogTail) -> None:

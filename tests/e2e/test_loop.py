@@ -3,14 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import io
-import os
-import signal
-import socket
-import sys
-import time
-from pathlib import Path
 from typing import Any
 
 import av
@@ -18,12 +11,12 @@ import pytest
 import pytest_asyncio
 from PIL import Image
 
-from controlplane.client import Client, Unreachable
+from controlplane.client import Client
+from tests.e2e.serving import EMBEDDED, served
 from tests.short_recipes import REPOSITORY, short_catalogue
 
 EXAMPLES = REPOSITORY / "examples" / "characters"
 IMAGES = 6
-PATIENCE_SECONDS = 400.0
 
 pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
 
@@ -33,38 +26,8 @@ async def client(tmp_path_factory):
     """A client of a server with two embedded pods, in processes of their own."""
     folder = tmp_path_factory.mktemp("loop")
     templates = short_catalogue(folder / "templates")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    with (folder / "server.log").open("wb") as log:
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "controlplane", "serve", "--embedded-pod", "--engine", "tiny", "--threads", "1"),
-            *("--port", str(port), "--data", str(folder / "data")),
-            env={**os.environ, "TROUPE_TEMPLATES": str(templates)},
-            cwd=REPOSITORY,
-            stdout=log,
-            stderr=log,
-        )
-    try:
-        async with Client(f"http://127.0.0.1:{port}") as connected:
-            await until_ready(connected, process, folder / "server.log")
-            yield connected
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.send_signal(signal.SIGTERM)
-        await asyncio.wait_for(process.wait(), 60)
-
-
-async def until_ready(client: Client, process: asyncio.subprocess.Process, log: Path) -> None:
-    end = time.monotonic() + PATIENCE_SECONDS
-    while time.monotonic() < end:
-        assert process.returncode is None, log.read_text()
-        with contextlib.suppress(Unreachable):
-            pods = (await client.get("/pods"))["items"]
-            if [pod["state"] for pod in pods] == ["ready", "ready"]:
-                return
-        await asyncio.sleep(0.5)
-    pytest.fail(log.read_text())
+    async with served(folder, EMBEDDED, {"TROUPE_TEMPLATES": str(templates)}) as client:
+        yield client
 
 
 async def train(client: Client, slug: str) -> dict[str, Any]:

@@ -2,16 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import io
 import json
-import os
-import signal
-import socket
-import sys
-import time
-from pathlib import Path
 from typing import Any
 
 import av
@@ -20,58 +12,21 @@ import pytest_asyncio
 from PIL import Image
 
 from bench.identity_judge import Judge, gate_scenes, our_cast
-from controlplane.client import Client, Unreachable
+from controlplane.client import Client
+from tests.e2e.serving import real_comfyui, served
 from tests.short_recipes import REPOSITORY
 
 EXAMPLE = REPOSITORY / "examples" / "characters" / "captain-nell"
 CHARACTER = "captain-nell"
-READY_SECONDS = 300.0
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.asyncio(loop_scope="module"),
-    pytest.mark.skipif(not os.environ.get("COMFYUI_DIR"), reason="no real ComfyUI: set COMFYUI_DIR"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def client(tmp_path_factory):
     """A client of a server whose only pod is a real ComfyUI behind its agent."""
-    folder = tmp_path_factory.mktemp("comfyui-loop")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    log = folder / "server.log"
-    with log.open("wb") as output:
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "controlplane", "serve", "--comfyui-dir", os.environ["COMFYUI_DIR"]),
-            *("--threads", "1", "--port", str(port), "--data", str(folder / "data")),
-            cwd=REPOSITORY,
-            # There is no accelerator where this runs.
-            env={**os.environ, "COMFYUI_ARGS": f"--cpu {os.environ.get('COMFYUI_ARGS', '')}"},
-            stdout=output,
-            stderr=output,
-        )
-    try:
-        async with Client(f"http://127.0.0.1:{port}") as connected:
-            await until_ready(connected, process, folder)
-            yield connected
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.send_signal(signal.SIGTERM)
-        await asyncio.wait_for(process.wait(), 60)
-
-
-async def until_ready(client: Client, process: asyncio.subprocess.Process, folder: Path) -> None:
-    end = time.monotonic() + READY_SECONDS
-    while time.monotonic() < end and process.returncode is None:
-        with contextlib.suppress(Unreachable):
-            pods = (await client.get("/pods"))["items"]
-            if any(pod["state"] == "ready" and pod["kind"] == "comfyui" for pod in pods):
-                return
-        await asyncio.sleep(0.5)
-    logs = [path.read_text(errors="replace")[-3000:] for path in sorted(folder.rglob("*.log"))]
-    pytest.fail("no pod became ready\n" + "\n---\n".join(logs))
+    async with served(tmp_path_factory.mktemp("comfyui-loop"), real_comfyui()) as client:
+        yield client
 
 
 async def finished(client: Client, answer: dict[str, Any]) -> dict[str, Any]:

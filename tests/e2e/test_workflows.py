@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import shlex
-import signal
-import socket
 import sys
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -19,70 +15,24 @@ import pytest
 import pytest_asyncio
 from PIL import Image
 
-from controlplane.client import Client, Unreachable
+from controlplane.client import Client
+from tests.e2e.serving import EMBEDDED, real_comfyui, served
 from tests.short_recipes import REPOSITORY, short_catalogue
 from tests.workflows.exports import node, portrait
 
 EXAMPLE = REPOSITORY / "examples" / "characters" / "captain-nell"
-READY_SECONDS = 300.0
 
 pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
 
 
-def pods(kind: str) -> list[str]:
-    """The options that start the pods: two embedded ones, or a real ComfyUI behind its agent."""
-    return (
-        ["--embedded-pod", "--engine", "tiny"] if kind == "embedded" else ["--comfyui-dir", os.environ["COMFYUI_DIR"]]
-    )
-
-
 @pytest_asyncio.fixture(scope="module", loop_scope="module", params=["embedded", "comfyui"])
 async def client(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Client]:
-    """A client of a server with pods of one kind."""
-    if request.param == "comfyui" and not os.environ.get("COMFYUI_DIR"):
-        pytest.skip("no real ComfyUI: set COMFYUI_DIR (and COMFYUI_PYTHON, COMFYUI_ARGS)")
+    """A client of a server with pods of one kind: two embedded ones, or a real ComfyUI behind its agent."""
+    pods = EMBEDDED if request.param == "embedded" else real_comfyui()
     folder = tmp_path_factory.mktemp("workflows")
     templates = short_catalogue(folder / "templates")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    with (folder / "server.log").open("wb") as log:
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "controlplane", "serve", *pods(request.param), "--threads", "1"),
-            *("--port", str(port), "--data", str(folder / "data")),
-            # There is no accelerator where this runs.
-            env={
-                **os.environ,
-                "TROUPE_TEMPLATES": str(templates),
-                "COMFYUI_ARGS": f"--cpu {os.environ.get('COMFYUI_ARGS', '')}",
-            },
-            cwd=REPOSITORY,
-            stdout=log,
-            stderr=log,
-        )
-    try:
-        async with Client(f"http://127.0.0.1:{port}") as connected:
-            await until_ready(connected, process, folder / "server.log")
-            yield connected
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.send_signal(signal.SIGTERM)
-        await asyncio.wait_for(process.wait(), 60)
-
-
-async def until_ready(client: Client, process: asyncio.subprocess.Process, log: Path) -> None:
-    end = time.monotonic() + READY_SECONDS
-    while time.monotonic() < end and process.returncode is None:
-        with contextlib.suppress(Unreachable):
-            states = [pod["state"] for pod in (await client.get("/pods"))["items"]]
-            if states and set(states) == {"ready"} and "image" in await labels(client):
-                return
-        await asyncio.sleep(0.5)
-    pytest.fail(log.read_text())
-
-
-async def labels(client: Client) -> set[str]:
-    return {label for pod in (await client.get("/pods"))["items"] for label in pod["labels"]}
+    async with served(folder, pods, {"TROUPE_TEMPLATES": str(templates)}) as client:
+        yield client
 
 
 async def troupe(client: Client, *arguments: str) -> str:
