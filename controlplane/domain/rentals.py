@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -25,9 +24,6 @@ NEXT: Mapping[str, tuple[str, ...]] = {
     ENDED: (),
     FAILED: (),
 }
-
-INSTALLATION = re.compile(r"[a-z0-9]{4,20}")
-"""What an installation's id looks like; without a hyphen, so that no tag is the beginning of another's."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +157,10 @@ class Step:
 
 
 def tag(installation: str, rental_id: str = "") -> str:
-    """The name of a rental's pod at the provider; without a rental, how the names of all our pods begin."""
+    """The name of a rental's pod at the provider; without a rental, how the names of all our pods begin.
+
+    An installation's id has no hyphen, so that no tag is the beginning of another's.
+    """
     return f"troupe-{installation}-{rental_id}"
 
 

@@ -35,7 +35,6 @@ from controlplane.services.pictures import UnreadablePicture
 from controlplane.services.thumbnails import look_at
 from controlplane.settings import Settings
 
-TRAINING_KINDS = ("lora", "sample", "checkpoint", "state")
 # A LoRA of SDXL at rank 32 in full precision with its optimiser has 1 GB; no person uploads a state.
 MAX_STATE_BYTES = 4 * 2**30
 ABANDONED_AFTER_SECONDS = 3600.0

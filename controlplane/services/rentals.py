@@ -148,7 +148,6 @@ class Rentals:
             "TROUPE_CONTROL_PLANE_URL": settings.effective_public_url,
             # RunPod puts a secret of the account in the place of such a reference when the pod boots.
             "TROUPE_JOIN_TOKEN": f"{{{{ RUNPOD_SECRET_{secret} }}}}" if secret else self._join_token,
-            "TROUPE_RENTAL_ID": rental.id,
             "TROUPE_POD_PORT": str(settings.pod_port),
             "TROUPE_POD_LABELS": ",".join(wanted.labels),
         }

@@ -53,7 +53,6 @@ async def test_a_pod_is_told_where_to_register_and_as_what(desk: Office, runpod:
         "TROUPE_POD_LABELS": "image,video",
         "TROUPE_POD_PORT": "8188",
         "TROUPE_PRICE_PER_HOUR": "0.27",
-        "TROUPE_RENTAL_ID": rental.id,
     }
 
 
