@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import mimetypes
 import os
 import shlex
 import threading
@@ -136,8 +137,11 @@ def _save_all(runner: SyncRunner, finished: Finished, folder: Path, console: Con
 
 
 def _local_file(name: str, folder: Path) -> Path | None:
-    """A picture on this machine by the name in the graph; None where ComfyUI is to find it among its own."""
-    if not name:
+    """A picture on this machine by the name in the graph; None where ComfyUI is to find it among its own.
+
+    An export may be a stranger's: no file but a picture, a video or a sound leaves this machine because it says so.
+    """
+    if (mimetypes.guess_type(name)[0] or "").partition("/")[0] not in ("image", "video", "audio"):
         return None
     return next((path for path in (Path(name).expanduser(), folder / name) if path.is_file()), None)
 

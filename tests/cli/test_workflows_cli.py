@@ -114,6 +114,14 @@ def test_an_input_of_the_workflows_own_is_sent_with_its_type() -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(("name", "sent"), [("pose.png", True), ("id_rsa", False), ("notes.txt", False)])
+def test_a_strangers_export_makes_no_file_but_a_picture_leave_this_machine(
+    name: str, sent: bool, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(b"x")
+    assert workflows._local_file(str(tmp_path / name), tmp_path) == (tmp_path / name if sent else None)
+
+
 def test_nobody_at_comfyuis_address_is_told(export: Path, unused_tcp_port: int, capsys: Any) -> None:
     assert main(["workflows", "try", str(export), "--comfyui", f"127.0.0.1:{unused_tcp_port}"]) == 1
     assert "Is it running" in capsys.readouterr().err
