@@ -34,6 +34,13 @@ def get(c: Connection, project_id: str, asset_id: str) -> Asset | None:
     return _asset(row) if row is not None else None
 
 
+def get_locked(c: Connection, project_id: str, asset_id: str) -> Asset | None:
+    """The same, and nobody else deletes or changes it until the transaction ends."""
+    query = select(_assets).where(_is(project_id, asset_id), _assets.c.status != "deleted")
+    row = c.execute(query.with_for_update()).mappings().first()
+    return _asset(row) if row is not None else None
+
+
 def page(c: Connection, project_id: str, filters: Mapping[str, Any], after: Position | None, limit: int) -> list[Asset]:
     """Stored assets whose columns equal ``filters``, newest first; pictures and videos unless a kind is asked for."""
     query = select(_assets).where(_assets.c.project_id == project_id, _assets.c.status == "stored")

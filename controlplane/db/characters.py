@@ -30,6 +30,22 @@ def get(c: Connection, project_id: str, character_id: str) -> Character | None:
     return _character(row) if row is not None else None
 
 
+def keep(c: Connection, project_id: str, character_id: str) -> None:
+    """Let nobody delete a character before the transaction that makes something of it has ended."""
+    c.execute(select(_characters.c.id).where(_is(project_id, character_id)).with_for_update(read=True, key_share=True))
+
+
+def lock(c: Connection, project_id: str, character_id: str) -> None:
+    """Let nobody else change a character, or make something of it, until the transaction ends."""
+    c.execute(select(_characters.c.id).where(_is(project_id, character_id)).with_for_update())
+
+
+def lock_names(c: Connection, project_id: str) -> None:
+    """Let nobody else give a character of the project its id and trigger word until the transaction ends."""
+    projects = tables.projects
+    c.execute(select(projects.c.id).where(projects.c.id == project_id).with_for_update())
+
+
 def page(c: Connection, project_id: str, after: Position | None, limit: int) -> list[Character]:
     """Characters, newest first, behind a position."""
     query = select(_characters).where(_characters.c.project_id == project_id)

@@ -22,24 +22,44 @@ def append(
     job_id: str | None,
     character_id: str | None,
     now: float,
-) -> int:
-    """Write one event and return its id."""
+) -> None:
+    """Write one event with the transaction; on PostgreSQL it waits until the transaction is about to end."""
+    row = {
+        "project_id": project_id,
+        "type": type,
+        "data": dict(data),
+        "job_id": job_id,
+        "character_id": character_id,
+        "created_at": now,
+    }
     if c.dialect.name == "postgresql":
-        # A reader resumes by id, so ids must become visible in their order; sequences alone do not promise that.
-        c.execute(select(func.pg_advisory_xact_lock(_COMMIT_ORDER_LOCK)))
-    row_id = c.execute(
-        insert(events)
-        .values(
-            project_id=project_id,
-            type=type,
-            data=dict(data),
-            job_id=job_id,
-            character_id=character_id,
-            created_at=now,
-        )
-        .returning(events.c.id)
-    ).scalar_one()
-    return int(row_id)
+        _waiting(c).append(row)
+    else:
+        c.execute(insert(events).values(**row))
+
+
+def write_waiting(c: Connection) -> None:
+    """Write the events that waited for the end of the transaction; the commit edge calls this, nobody else.
+
+    A reader resumes by id, so ids must become visible in their order, which sequences alone do not promise. Hence
+    the lock; and hence its being the last one that a transaction takes, else transactions would deadlock over it.
+    """
+    if c.dialect.name != "postgresql" or not (rows := _waiting(c)):
+        return
+    c.execute(select(func.pg_advisory_xact_lock(_COMMIT_ORDER_LOCK)))
+    for row in rows:
+        c.execute(insert(events).values(**row))
+    rows.clear()
+
+
+def _waiting(c: Connection) -> list[dict[str, Any]]:
+    """The events of this connection's transaction. ``info`` outlives it: a transaction that fails leaves them there."""
+    transaction = c.get_transaction()
+    known: tuple[object, list[dict[str, Any]]] | None = c.info.get("waiting events")
+    if known is None or known[0] is not transaction:
+        known = (transaction, [])
+        c.info["waiting events"] = known
+    return known[1]
 
 
 def after(

@@ -32,6 +32,13 @@ def get(c: Connection, project_id: str, job_id: str) -> Job | None:
     return _job(row) if row else None
 
 
+def get_locked(c: Connection, project_id: str, job_id: str) -> Job | None:
+    """One job that nobody else changes until the transaction ends, for writes that depend on what it says."""
+    query = select(jobs).where(jobs.c.project_id == project_id, jobs.c.id == job_id)
+    row = c.execute(query.with_for_update()).one_or_none()
+    return _job(row) if row else None
+
+
 def page(
     c: Connection,
     project_id: str,

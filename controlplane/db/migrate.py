@@ -32,6 +32,9 @@ def migrate(url: str) -> None:
 def upgrade(c: Connection, revision: str = "head") -> None:
     """Run the missing steps, up to ``revision``, on an open transaction."""
     if c.dialect.name == "postgresql":
+        # The one who waits for the lock, or rewrites a large table, may take longer than any other statement.
+        for limit in ("statement_timeout", "lock_timeout"):
+            c.execute(select(func.set_config(limit, "0", True)))
         c.execute(select(func.pg_advisory_xact_lock(_LOCK)))
     command.upgrade(config_of(c), revision)
 

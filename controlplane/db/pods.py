@@ -34,18 +34,16 @@ def find(c: Connection, pod_id: str) -> Pod | None:
     return Pod(**values_of(row)) if row else None
 
 
-def lock(c: Connection, project_id: str, pod_id: str) -> None:
-    """Keep other placements off this pod until the transaction ends (SQLite has one writer anyway)."""
-    c.execute(
-        select(pods.c.id).where(pods.c.project_id == project_id, pods.c.id == pod_id).with_for_update()
-    ).one_or_none()
+def find_locked(c: Connection, pod_id: str) -> Pod | None:
+    """One pod that nobody else changes or gives work until the transaction ends (SQLite has one writer anyway)."""
+    row = c.execute(select(pods).where(pods.c.id == pod_id).with_for_update()).one_or_none()
+    return Pod(**values_of(row)) if row else None
 
 
 def by_instance(c: Connection, project_id: str, instance_id: str) -> Pod | None:
-    """The pod that registered with this instance id."""
-    row = c.execute(
-        select(pods).where(pods.c.project_id == project_id, pods.c.instance_id == instance_id)
-    ).one_or_none()
+    """The pod that registered with this instance id, locked as with ``find_locked``."""
+    query = select(pods).where(pods.c.project_id == project_id, pods.c.instance_id == instance_id)
+    row = c.execute(query.with_for_update()).one_or_none()
     return Pod(**values_of(row)) if row else None
 
 

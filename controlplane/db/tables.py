@@ -167,7 +167,8 @@ attempts = Table(
     Column("placement", JSON),
     Column("base_model", String(64)),
     Column("lora_sha256", String(64)),
-    Column("progress_seq", Integer, nullable=False, default=0),
+    # SQLite's INTEGER holds 64 bits.
+    Column("progress_seq", BigInteger().with_variant(Integer, "sqlite"), nullable=False, default=0),
     Column("error", JSON),
     Column("created_at", Float, nullable=False),
     Column("submitted_at", Float),

@@ -217,11 +217,11 @@ def _current(c: Connection, pod: Pod, prompt_id: str) -> tuple[Attempt, Job]:
     attempt = attempt_rows.get(c, pod.project_id, prompt_id)
     if attempt is None or attempt.pod_id != pod.id:
         raise StaleAttempt(f"{prompt_id} is no attempt of this pod")
+    job = job_rows.get_locked(c, pod.project_id, attempt.job_id)
     current = attempt_rows.current(c, pod.project_id, attempt.job_id)
-    job = job_rows.get(c, pod.project_id, attempt.job_id)
-    if job is None or current is None or current.id != attempt.id or not attempt.live or is_final(job.status):
+    if job is None or current is None or current.id != attempt.id or not current.live or is_final(job.status):
         raise StaleAttempt(f"{prompt_id} is not the current attempt of its job any more")
-    return attempt, job
+    return current, job
 
 
 def _announced_by_current(c: Connection, job: Job) -> dict[str, Asset]:

@@ -126,10 +126,7 @@ class Carrier:
         job, attempt, pod = claimed.job, claimed.attempt, claimed.pod
         if attempt is not None and attempt.live and pod is not None:
             return Held(job, attempt, pod, claimed.resumed, seen_progress=job.progress)
-        if job.cancel_requested_at is not None:
-            await self._write(outcomes.cancelled, job, None, self._hooks, self._clock.now())
-        else:
-            await self._write(outcomes.requeue, job, self._clock.now())
+        await self._write(outcomes.settle, job, self._hooks, self._clock.now())
         self._hints.wake()
         return None
 
@@ -335,6 +332,6 @@ def _ending(update: Update) -> Outputs | Failure | None:
 
 def _suspect(c: Connection, pod: Pod) -> None:
     """Give a pod that cannot be reached no more work until it shows a sign of life."""
-    now = pod_rows.get(c, pod.project_id, pod.id)
+    now = pod_rows.find_locked(c, pod.id)
     if now is not None and now.state == READY:
         pod_rows.change(c, pod.project_id, pod.id, state=SUSPECT)

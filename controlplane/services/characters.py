@@ -256,6 +256,7 @@ class Characters:
     ) -> str:
         """Everything of a new character in one transaction; returns the job's id. Raises _Repeated, _NameTaken."""
         _check_first(c, once)
+        character_rows.lock_names(c, character.project_id)
         is_taken = character_rows.is_taken(c, character.project_id, character.id)
         if is_taken or character.trigger_word in character_rows.triggers(c, character.project_id):
             raise _NameTaken
@@ -269,6 +270,7 @@ class Characters:
         self, c: Connection, character: Character, material: Material | None, body: TrainAgain, once: Claim | None
     ) -> str:
         _check_first(c, once)
+        character_rows.keep(c, character.project_id, character.id)
         character_of(c, character.project_id, character.id)
         base = self._catalog.model(character.base_model)
         used = material or datasets.again(c, character, body.captions, base, self._settings, self._clock.now())
@@ -355,7 +357,7 @@ def _patch(c: Connection, project_id: str, character_id: str, patch: CharacterPa
     if patch.metadata is not None:
         values["metadata"] = dict(patch.metadata)
     if patch.cover_asset_id is not None:
-        cover = asset_rows.get(c, project_id, patch.cover_asset_id)
+        cover = asset_rows.get_locked(c, project_id, patch.cover_asset_id)
         if cover is None or cover.character_id != character_id or cover.kind not in ("image", "sample", "dataset"):
             detail = f"{patch.cover_asset_id} is no picture of this character"
             raise Unprocessable(detail, errors=[{"pointer": "/cover_asset_id", "detail": detail}])
@@ -366,6 +368,7 @@ def _patch(c: Connection, project_id: str, character_id: str, patch: CharacterPa
 
 
 def _delete(c: Connection, project_id: str, character_id: str) -> list[Asset]:
+    character_rows.lock(c, project_id, character_id)
     character_of(c, project_id, character_id)
     unfinished = character_rows.unfinished_jobs(c, project_id, character_id)
     if unfinished:
@@ -378,6 +381,7 @@ def _delete(c: Connection, project_id: str, character_id: str) -> list[Asset]:
 
 
 def _activate(c: Connection, project_id: str, character_id: str, number: int, now: float) -> CharacterSummary:
+    character_rows.lock(c, project_id, character_id)
     character = character_of(c, project_id, character_id)
     version = character_rows.get_version(c, project_id, character_id, number)
     if version is None:

@@ -50,8 +50,8 @@ def claim_next(c: Connection, owner: str, lease_until: float, now: float) -> Cla
         if choice.pod_id is None:
             if choice.as_placement() != job.placement:
                 job_rows.note_placement(c, job.project_id, job.id, choice.as_placement())
-        elif _lock_free(c, job.project_id, choice.pod_id):
-            claimed = _claim(c, job, choice, owner, lease_until, now)
+        elif (pod := _locked(c, choice.pod_id, fleet)) is not None:
+            claimed = _claim(c, job, choice, pod, owner, lease_until, now)
             if claimed is not None:
                 return claimed
     return None
@@ -84,17 +84,23 @@ def _choose(c: Connection, job: Job, fleet: _Fleet) -> Choice:
     return choose(Needs.of(job.needs, job.base_model), fleet.pods, fleet.loads, avoid=tried)
 
 
-def _lock_free(c: Connection, project_id: str, pod_id: str) -> bool:
-    """Keep other processes from choosing the same pod, then look again: they may have, a moment ago."""
-    pod_rows.lock(c, project_id, pod_id)
-    load = attempt_rows.loads(c, project_id, [pod_id]).get(pod_id)
-    return load is None or load.running < CAPACITY
+def _locked(c: Connection, pod_id: str, fleet: _Fleet) -> Pod | None:
+    """Keep other processes from choosing the same pod, then look again: it may be another one than we chose.
+
+    None where somebody gave it work, drained it or lost it a moment ago.
+    """
+    pod = pod_rows.find_locked(c, pod_id)
+    if pod is None or not any(pod.id == one.id and pod.state == one.state for one in fleet.pods):
+        return None
+    load = attempt_rows.loads(c, pod.project_id, [pod.id]).get(pod.id)
+    return pod if load is None or load.running < CAPACITY else None
 
 
-def _claim(c: Connection, job: Job, choice: Choice, owner: str, lease_until: float, now: float) -> Claimed | None:
+def _claim(
+    c: Connection, job: Job, choice: Choice, pod: Pod, owner: str, lease_until: float, now: float
+) -> Claimed | None:
     claimed = job_rows.claim(c, job.project_id, job.id, owner, lease_until)
-    pod = pod_rows.get(c, job.project_id, choice.pod_id or "")
-    if claimed is None or pod is None:
+    if claimed is None:
         return None
     attempt = Attempt(
         id=new_prompt_id(),

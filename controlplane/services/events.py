@@ -60,16 +60,16 @@ def append(
     job_id: str | None = None,
     character_id: str | None = None,
     now: float | None = None,
-) -> int:
-    """Write an event in the transaction of the change it tells of; returns its id. Wake the hints after the commit."""
+) -> None:
+    """Write an event in the transaction of the change it tells of. Wake the hints after the commit."""
     moment = time.time() if now is None else now
-    return event_rows.append(c, project_id, type, data, job_id, character_id, moment)
+    event_rows.append(c, project_id, type, data, job_id, character_id, moment)
 
 
-def append_of_job(c: Connection, job: Job, type: str, now: float, **data: Any) -> int:
+def append_of_job(c: Connection, job: Job, type: str, now: float, **data: Any) -> None:
     """Write an event of one job, with its id, kind, status and progress."""
     told = {"job_id": job.id, "kind": job.kind, "status": job.status, "progress": dict(job.progress), **data}
-    return append(c, job.project_id, type, told, job.id, job.character_id, now)
+    append(c, job.project_id, type, told, job.id, job.character_id, now)
 
 
 class Events:

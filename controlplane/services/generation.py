@@ -122,6 +122,7 @@ class Generation:
         """Find everything that the request names, and check that it fits together."""
         character = version = None
         if request.character_id is not None:
+            character_rows.keep(c, project_id, request.character_id)
             character = character_of(c, project_id, request.character_id)
             version = version_for_use(c, character, request.version)
         model = self._model(request, version)

@@ -100,7 +100,7 @@ class Jobs:
             await self._hints.wait(Hints.EVENTS, seen, min(rest, 1.0))
 
     def _cancel(self, c: Connection, project_id: str, job_id: str) -> JobView:
-        job = _get(c, project_id, job_id)
+        job = job_rows.get_locked(c, project_id, job_id) or _get(c, project_id, job_id)
         now = self._clock.now()
         if job.status == QUEUED:
             job = job_rows.change(c, job, status=CANCELLED, cancel_requested_at=now, finished_at=now)

@@ -133,8 +133,8 @@ def give_up_attempt(
 ) -> Job:
     """Note a failed attempt and either queue the job for another one or fail it with the story of each."""
     status = "lost" if failure.kind == "lost" else "failed"
-    attempt_rows.change(c, job.project_id, attempt.id, status=status, error=failure.as_error(), finished_at=now)
     current = _reread(c, job)
+    attempt_rows.change(c, job.project_id, attempt.id, status=status, error=failure.as_error(), finished_at=now)
     if current.status == CANCELLING:
         return cancelled(c, job, attempt, hooks, now)
     retry = decide_retry(failure, attempt.number, max_attempts)
@@ -144,6 +144,14 @@ def give_up_attempt(
     told = fault(failure.code, failure.detail)
     append_of_job(c, queued, events.JOB_RETRYING, now, attempt=attempt.number, error=told)
     return queued
+
+
+def settle(c: Connection, job: Job, hooks: Hooks, now: float) -> Job:
+    """End a held job without a live attempt if it is to be cancelled, else hand it back to the queue."""
+    current = _reread(c, job)
+    if current.cancel_requested_at is not None:
+        return cancelled(c, current, None, hooks, now)
+    return requeue(c, current, now)
 
 
 def requeue(c: Connection, job: Job, not_before: float) -> Job:
@@ -167,6 +175,7 @@ def fail(
 
     ``log_tail`` is kept on job and attempt only: events and versions do without it.
     """
+    current = _reread(c, job)
     attempts = attempt_rows.of_job(c, job.project_id, job.id)
     for attempt in attempts:
         if attempt.live:
@@ -174,7 +183,7 @@ def fail(
             attempt_rows.change(c, job.project_id, attempt.id, status="failed", error=error, finished_at=now)
     told = detail if len(attempts) < 2 else f"{detail} ({story(attempts)})"
     error, kept = fault(code, told), fault(code, told, log_tail)
-    ended = job_rows.change(c, _reread(c, job), status=FAILED, error=kept, finished_at=now, lease_until=None)
+    ended = job_rows.change(c, current, status=FAILED, error=kept, finished_at=now, lease_until=None)
     ending = hooks.on_failed.get(job.kind)
     if ending is not None:
         ending(c, ended, error, now)
@@ -184,9 +193,9 @@ def fail(
 
 def cancelled(c: Connection, job: Job, attempt: Attempt | None, hooks: Hooks, now: float, warning: str = "") -> Job:
     """End a job as cancelled."""
+    current = _reread(c, job)
     if attempt is not None:
         attempt_rows.change(c, job.project_id, attempt.id, status="cancelled", finished_at=now)
-    current = _reread(c, job)
     warnings = [*current.warnings, *([warning] if warning else [])]
     ended = job_rows.change(c, current, status=CANCELLED, warnings=warnings, finished_at=now, lease_until=None)
     ending = hooks.on_cancelled.get(job.kind)
@@ -197,8 +206,8 @@ def cancelled(c: Connection, job: Job, attempt: Attempt | None, hooks: Hooks, no
 
 
 def _reread(c: Connection, job: Job) -> Job:
-    """The job as it is now; StaleClaim where somebody has claimed it since."""
-    current = job_rows.get(c, job.project_id, job.id)
+    """The job as it is now and stays until we have written; StaleClaim where somebody has claimed it since."""
+    current = job_rows.get_locked(c, job.project_id, job.id)
     if current is None or current.claim_no != job.claim_no:
         raise StaleClaim(f"Job {job.id} is no longer held by claim {job.claim_no}.")
     return current

@@ -75,7 +75,7 @@ class Pods:
         """Give a pod no further work; what it has it may finish. NotFound where there is none."""
 
         def write(c: Connection) -> Pod:
-            pod = _get(c, pod_id)
+            pod = _locked(c, pod_id)
             state = DRAINING if pod.state in (READY, SUSPECT) else pod.state
             pod_rows.change(c, pod.project_id, pod.id, draining=True, state=state)
             return _get(c, pod_id)
@@ -146,7 +146,7 @@ class Pods:
         return _get(c, pod_id)
 
     def _heartbeat(self, c: Connection, pod_id: str, key_hash: str, body: dict[str, Any]) -> tuple[bool, bool]:
-        pod = _get(c, pod_id)
+        pod = _locked(c, pod_id)
         if not hmac.compare_digest(pod.key_hash, key_hash):
             raise Unauthorized("The pod key is not this pod's; register again.")
         now = self._clock.now()
@@ -175,9 +175,10 @@ class Pods:
     def _sweep(self, c: Connection) -> Sequence[Pod]:
         now = self._clock.now()
         lost = []
-        for pod in pod_rows.list_all(c):
-            # While we were away nobody could be heard; whoever is there gets the time to speak up again.
-            silent = now - max(pod.last_heartbeat_at, self._listening_since)
+        patience = min(self._settings.suspect_after_seconds, self._settings.lost_after_seconds)
+        quiet = [pod.id for pod in pod_rows.list_all(c) if pod.state != LOST and self._silence(pod, now) > patience]
+        for pod in (_locked(c, pod_id) for pod_id in quiet):
+            silent = self._silence(pod, now)
             if pod.state != LOST and silent > self._settings.lost_after_seconds:
                 pod_rows.change(c, pod.project_id, pod.id, state=LOST)
                 told = {"pod_id": pod.id, "name": pod.name, "silent_seconds": round(silent)}
@@ -187,13 +188,17 @@ class Pods:
                 pod_rows.change(c, pod.project_id, pod.id, state=SUSPECT)
         return lost
 
+    def _silence(self, pod: Pod, now: float) -> float:
+        # While we were away nobody could be heard; whoever is there gets the time to speak up again.
+        return now - max(pod.last_heartbeat_at, self._listening_since)
+
     def _attempt_progress(self, c: Connection, pod: Pod, prompt_id: str, body: dict[str, Any]) -> bool:
         attempt = attempt_rows.get(c, pod.project_id, prompt_id)
         if attempt is None or attempt.pod_id != pod.id:
             raise NotFound(f"This pod has no attempt {prompt_id}.")
-        job = job_rows.get(c, pod.project_id, attempt.job_id)
+        job = job_rows.get_locked(c, pod.project_id, attempt.job_id)
         newest = attempt_rows.current(c, pod.project_id, attempt.job_id)
-        if job is None or newest is None or newest.id != attempt.id or not attempt.live or is_final(job.status):
+        if job is None or newest is None or newest.id != attempt.id or not newest.live or is_final(job.status):
             return True
         if attempt_rows.raise_progress_seq(c, pod.project_id, attempt.id, int(body["seq"])):
             progress = reported_progress(job.progress, body)
@@ -274,6 +279,14 @@ def _differs(before: Any, after: Any) -> bool:
 
 def _get(c: Connection, pod_id: str) -> Pod:
     pod = pod_rows.find(c, pod_id)
+    if pod is None:
+        raise NotFound(f"There is no pod {pod_id}.")
+    return pod
+
+
+def _locked(c: Connection, pod_id: str) -> Pod:
+    """The pod as it is and stays until we have written; a drain and a heartbeat must not undo each other."""
+    pod = pod_rows.find_locked(c, pod_id)
     if pod is None:
         raise NotFound(f"There is no pod {pod_id}.")
     return pod

@@ -248,6 +248,7 @@ def _not_ready(character: Character, versions: list[Version]) -> CharacterNotRea
 
 
 def _activate_if_newest(c: Connection, version: Version, now: float) -> bool:
+    character_rows.lock(c, version.project_id, version.character_id)
     character = character_of(c, version.project_id, version.character_id)
     if character.active_version is not None and character.active_version > version.number:
         return False

@@ -13,6 +13,8 @@ from controlplane.errors import ContentRefused, DatasetRejected, IdempotencyMism
 from controlplane.services.characters import NewCharacter
 from tests.services.character_studio import PROJECT, Studio, drawing, png, studio
 
+pytestmark = pytest.mark.usefixtures("each_database")
+
 
 async def assert_nothing_is_left(s: Studio) -> None:
     for table in ("characters", "versions", "datasets", "dataset_images", "jobs", "assets", "events"):

@@ -16,6 +16,8 @@ from controlplane.services.characters import CharacterPatch, TrainAgain
 from controlplane.services.generation import ImageRequest
 from tests.services.character_studio import PROJECT, Studio, drawing, png, some_pod, studio, upload_body
 
+pytestmark = pytest.mark.usefixtures("each_database")
+
 LORA = "application/octet-stream"
 
 

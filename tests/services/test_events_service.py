@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Connection
 
+from controlplane.db import events as event_rows
 from controlplane.domain.events import Event
 from controlplane.services.events import Hints, append
 from tests.services.engine import PROJECT, Engine, engine
+
+pytestmark = pytest.mark.usefixtures("each_database")
 
 
 @pytest.fixture
@@ -21,14 +24,14 @@ async def room(tmp_path: Path) -> AsyncIterator[Engine]:
 
 
 async def happen(room: Engine, type_: str, character_id: str | None = None) -> int:
-    """Write one event and wake the readers."""
+    """Write one event and wake the readers; returns its id."""
 
-    def write(c: Connection) -> int:
-        return append(c, PROJECT, type_, {}, character_id=character_id)
+    def write(c: Connection) -> None:
+        append(c, PROJECT, type_, {}, character_id=character_id)
 
-    event_id = await room.db.write(write)
+    await room.db.write(write)
     room.hints.wake()
-    return event_id
+    return await room.db.read(event_rows.last_id, PROJECT)
 
 
 async def taken(stream: AsyncIterator[Event], number: int) -> list[str]:

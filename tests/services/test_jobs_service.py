@@ -12,6 +12,8 @@ import pytest
 from controlplane.errors import NotFound, Unprocessable
 from tests.services.engine import PROJECT, Engine, engine
 
+pytestmark = pytest.mark.usefixtures("each_database")
+
 
 @pytest.fixture
 async def room(tmp_path: Path) -> AsyncIterator[Engine]:

@@ -15,6 +15,8 @@ from controlplane.services.claiming import Claimed, claim_next
 from controlplane.services.pods import reported_progress
 from tests.services.engine import JOIN_TOKEN, PROJECT, Engine, engine
 
+pytestmark = pytest.mark.usefixtures("each_database")
+
 BODY: dict[str, Any] = {
     "protocol": 1,
     "instance_id": "instance-1",

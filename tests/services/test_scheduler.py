@@ -19,6 +19,8 @@ from tests.comfy.comfyui_double import ERROR, SUCCESS, ComfyUIDouble, comfyui_do
 from tests.services.engine import PROJECT, Engine, engine
 from tests.waiting import until
 
+pytestmark = pytest.mark.usefixtures("each_database")
+
 
 @pytest.fixture
 async def double() -> AsyncIterator[ComfyUIDouble]:

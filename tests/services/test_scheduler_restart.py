@@ -20,6 +20,8 @@ from tests.services.engine import PROJECT, Engine, engine
 from tests.services.scheduler_process import KILLED
 from tests.waiting import until
 
+pytestmark = pytest.mark.usefixtures("each_database")
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 STEPS = ["attempt row", "post", "running", "history", "verify", "transaction", "commit"]
 

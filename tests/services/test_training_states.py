@@ -17,6 +17,8 @@ from controlplane.services.events import Hints
 from controlplane.services.pods import Pods
 from tests.services.character_studio import PROJECT, Clock, Studio, studio, upload_body
 
+pytestmark = pytest.mark.usefixtures("each_database")
+
 TAR = "application/x-tar"
 
 
