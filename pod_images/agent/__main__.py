@@ -10,12 +10,14 @@ import sys
 from .life import CANNOT_START, Agent, CannotStartError
 from .log_tail import RedactingFormatter, Redactor
 from .options import Options, parse
+from .secrecy import hide_from_own_user
 
 BROKE_DOWN = 70
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
 
 
 def main() -> int:
+    hide_from_own_user()
     options = parse()
     given = options.secrets
     redactor = Redactor((given.pod_token, given.join_token, given.runpod_key))
