@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from controlplane.workflows.graph import in_order, is_link
-from controlplane.workflows.template import Input, Template
+from controlplane.workflows.template import Template
 from controlplane.workflows.walking import Use, uses
 
 NEGATIVE_SLOT = 1
@@ -88,17 +88,18 @@ class _Walk:
 
     def _is_guided(self, node_id: str) -> bool:
         """Whether a node keeps away from its negative side: its cfg is 1 or more, whatever a request says."""
-        if self._graph[node_id].class_type not in GUIDED:
+        if self._graph[node_id].class_type not in GUIDED or not self._at_least_one(node_id, "cfg"):
             return False
-        spec = self._inputs_at.get((node_id, "cfg"))
-        cfg = self._graph[node_id].inputs.get("cfg")
+        # Guidance that grows from frame to frame begins at this: at 0 the first frame is the negative text's.
+        return all(self._at_least_one(one, "min_cfg") for one, node in self._graph.items() if "min_cfg" in node.inputs)
+
+    def _at_least_one(self, node_id: str, field: str) -> bool:
+        """Whether a field is 1 or more, whatever a request says."""
+        spec = self._inputs_at.get((node_id, field))
         if spec is not None:
-            return _at_least_one(spec)
-        return isinstance(cfg, int | float) and not isinstance(cfg, bool) and cfg >= 1
-
-
-def _at_least_one(spec: Input) -> bool:
-    return spec.min is not None and spec.min >= 1
+            return spec.min is not None and spec.min >= 1
+        value = self._graph[node_id].inputs.get(field)
+        return isinstance(value, int | float) and not isinstance(value, bool) and value >= 1
 
 
 def _texts_in(value: Any) -> Iterator[str]:

@@ -75,6 +75,14 @@ def test_a_negative_text_is_screened_where_a_request_may_turn_the_guidance_down(
     assert "ugly" in screened(titled(portrait(), "3", "@guidance.cfg"), negative_prompt="ugly")
 
 
+@pytest.mark.parametrize(("least", "is_screened"), [(0, True), (1, False)])
+def test_a_negative_text_is_screened_where_the_guidance_begins_below_one(least, is_screened):
+    graph = portrait()
+    graph["20"] = node("VideoLinearCFGGuidance", model=["4", 0], min_cfg=least)
+    graph["3"]["inputs"]["model"] = ["20", 0]
+    assert ("ugly" in screened(graph, negative_prompt="ugly")) == is_screened
+
+
 def test_a_negative_text_of_an_unknown_sampler_is_screened():
     graph = portrait()
     graph["3"] = node("MysterySampler", positive=["6", 0], negative=["7", 0], latent_image=["5", 0], seed=1)
