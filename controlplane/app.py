@@ -28,6 +28,7 @@ from controlplane.api.reading import MAX_JSON_BYTES
 from controlplane.api.views import VIEWS, Views
 from controlplane.db.database import Database
 from controlplane.db.migrate import migrate
+from controlplane.db.notices import Notices, notices_on
 from controlplane.launchers.runpod import RunPodLauncher
 from controlplane.providers.comfyui import ComfyUIProvider, Pace
 from controlplane.providers.node_facts import ComfyNodeFacts
@@ -79,6 +80,7 @@ class Parts:
     store: LocalStore
     services: Services
     launcher: RunPodLauncher | None
+    notices: Notices | None
 
 
 PARTS = web.AppKey("parts", Parts)
@@ -140,7 +142,8 @@ def _in_url(host: str) -> str:
 
 
 def _parts(settings: Settings, secrets: Secrets) -> Parts:
-    clock, hints = SystemClock(), Hints()
+    notices = notices_on(settings.effective_database_url)
+    clock, hints = SystemClock(), Hints(notices.tell if notices is not None else None)
     catalog = Catalog.load(settings.templates, imported_folder(settings))
     catalog.default_model(settings.default_base_model)  # a wrong name is told at start, not by the first request
     db = Database(settings.effective_database_url)
@@ -163,7 +166,7 @@ def _parts(settings: Settings, secrets: Secrets) -> Parts:
         overview=Overview(db),
         workflows=Workflows(db, settings, catalog, ComfyNodeFacts()),
     )
-    return Parts(settings, db, clock, hints, store, services, launcher)
+    return Parts(settings, db, clock, hints, store, services, launcher, notices)
 
 
 def _launcher(settings: Settings) -> RunPodLauncher | None:
@@ -192,6 +195,8 @@ async def _background(app: web.Application) -> AsyncIterator[None]:
                 )
             ),
         ]
+        if (notices := parts.notices) is not None:
+            tasks.append(asyncio.create_task(_kept_up("notices", lambda: notices.run(parts.hints.ring))))
         try:
             yield
         finally:

@@ -94,6 +94,7 @@ class Database:
         with self.engine.connect() as connection:
             if self.is_sqlite:
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
+            events.begin(connection)
             try:
                 result = fn(connection, *args)
                 events.write_waiting(connection)

@@ -12,6 +12,7 @@ from controlplane.db.tables import events
 from controlplane.domain.events import Event
 
 _COMMIT_ORDER_LOCK = 0x74726F75  # any fixed number
+_WAITING = "waiting events"
 
 
 def append(
@@ -33,9 +34,14 @@ def append(
         "created_at": now,
     }
     if c.dialect.name == "postgresql":
-        _waiting(c).append(row)
+        c.info[_WAITING].append(row)
     else:
         c.execute(insert(events).values(**row))
+
+
+def begin(c: Connection) -> None:
+    """No event waits yet; the commit edge calls this, as a connection outlives a transaction that failed."""
+    c.info[_WAITING] = []
 
 
 def write_waiting(c: Connection) -> None:
@@ -44,22 +50,11 @@ def write_waiting(c: Connection) -> None:
     A reader resumes by id, so ids must become visible in their order, which sequences alone do not promise. Hence
     the lock; and hence its being the last one that a transaction takes, else transactions would deadlock over it.
     """
-    if c.dialect.name != "postgresql" or not (rows := _waiting(c)):
-        return
-    c.execute(select(func.pg_advisory_xact_lock(_COMMIT_ORDER_LOCK)))
-    for row in rows:
-        c.execute(insert(events).values(**row))
-    rows.clear()
-
-
-def _waiting(c: Connection) -> list[dict[str, Any]]:
-    """The events of this connection's transaction. ``info`` outlives it: a transaction that fails leaves them there."""
-    transaction = c.get_transaction()
-    known: tuple[object, list[dict[str, Any]]] | None = c.info.get("waiting events")
-    if known is None or known[0] is not transaction:
-        known = (transaction, [])
-        c.info["waiting events"] = known
-    return known[1]
+    rows = c.info[_WAITING]
+    if rows:
+        c.execute(select(func.pg_advisory_xact_lock(_COMMIT_ORDER_LOCK)))
+        for row in rows:
+            c.execute(insert(events).values(**row))
 
 
 def after(

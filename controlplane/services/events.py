@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 from sqlalchemy import Connection
@@ -19,18 +19,28 @@ from controlplane.domain.jobs import Job, is_final
 
 
 class Hints:
-    """Wakes what sleeps inside this process. A hint may be lost or needless; whoever waits polls as well."""
+    """Wakes what sleeps inside this process. A hint may be lost or needless; whoever waits polls as well.
+
+    ``tell_others`` passes the topics on to other processes on the same database, where there may be any.
+    """
 
     JOBS = "jobs"
     EVENTS = "events"
     TOPICS = (JOBS, EVENTS)
 
-    def __init__(self) -> None:
+    def __init__(self, tell_others: Callable[..., None] | None = None) -> None:
         self._counts: Counter[str] = Counter()
         self._bells: dict[str, asyncio.Event] = {}
+        self._tell_others = tell_others
 
     def wake(self, *topics: str) -> None:
         """Say that something changed; call it from the event loop after the transaction. No topic means every topic."""
+        self.ring(*topics)
+        if self._tell_others is not None:
+            self._tell_others(*(topics or self.TOPICS))
+
+    def ring(self, *topics: str) -> None:
+        """Wake this process only: what another one has told."""
         for topic in topics or self.TOPICS:
             self._counts[topic] += 1
             bell = self._bells.pop(topic, None)
