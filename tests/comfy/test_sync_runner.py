@@ -14,6 +14,7 @@ from aiohttp import web
 from PIL import Image
 
 from comfy_nodes.host import set_host
+from controlplane.comfy import sync_runner
 from controlplane.comfy.messages import Finished
 from controlplane.comfy.sync_runner import (
     ComfyUnreachable,
@@ -203,7 +204,9 @@ async def test_a_run_can_be_stopped_and_is_taken_back(address: str, pod: Pod) ->
     await until(lambda: pod.queue.snapshot() == ([], []))
 
 
-async def test_a_run_that_the_other_side_lost_is_told(address: str, pod: Pod) -> None:
+async def test_a_run_that_the_other_side_lost_is_told(address: str, pod: Pod, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sync_runner, "LOOK_SECONDS", 0.2)
+    monkeypatch.setattr(sync_runner, "HINT_SECONDS", 0.1)
     stop = threading.Event()
     first = asyncio.create_task(run(address, sleeping(903), stop=stop))
     await until(lambda: pod.queue.snapshot()[0])
