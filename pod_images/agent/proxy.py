@@ -13,11 +13,11 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from ..bearer import bearer_check, problem
-from .gate import RETRY_SECONDS, Gate
+from .gate import Gate
 from .headers import for_caller, for_comfyui
 from .incidents import Incidents, Ledger
 from .log_tail import LogTail
-from .sockets import Sockets, is_websocket, upstream_url
+from .sockets import Sockets, is_websocket, unavailable, upstream_url
 
 log = logging.getLogger(__name__)
 
@@ -97,9 +97,9 @@ async def submit(request: web.Request) -> web.StreamResponse:
     front = request.app[FRONT]
     body = await request.read()
     if front.gate.draining:
-        return _unavailable("draining", "this pod finishes what it has and takes no more")
+        return unavailable("draining", "this pod finishes what it has and takes no more")
     if front.gate.url is None:
-        return _unavailable("comfyui_down", front.gate.reason)
+        return unavailable("comfyui_down", front.gate.reason)
     prompt_id = _member(body, "prompt_id")
     with front.gate.submitting():
         # Before it is sent: after that, any failure leaves it in doubt whether it runs.
@@ -163,7 +163,7 @@ async def _passed_on(
 ) -> web.StreamResponse:
     gate = request.app[FRONT].gate
     if gate.url is None:
-        return _unavailable("comfyui_down", gate.reason)
+        return unavailable("comfyui_down", gate.reason)
     url = upstream_url(gate.url, request)
     headers = for_comfyui(request.headers)
     try:
@@ -174,7 +174,7 @@ async def _passed_on(
     except (aiohttp.ClientError, TimeoutError) as error:
         words = f"ComfyUI did not answer: {error or type(error).__name__}"
         log.warning("%s %s: %s", request.method, request.path, words)
-        return _unavailable("comfyui_silent", words)
+        return unavailable("comfyui_silent", words)
 
 
 async def _streamed(request: web.Request, upstream: aiohttp.ClientResponse) -> web.StreamResponse:
@@ -190,10 +190,6 @@ async def _streamed(request: web.Request, upstream: aiohttp.ClientResponse) -> w
         if request.transport is not None:
             request.transport.abort()
     return response
-
-
-def _unavailable(code: str, detail: str) -> web.Response:
-    return problem(503, code, detail, **{"Retry-After": str(RETRY_SECONDS)})
 
 
 def _member(body: bytes, name: str) -> Any:

@@ -168,14 +168,14 @@ class Sockets:
         """One socket from its handshake to its end."""
         client_id = request.query.get("clientId", "")
         if self._gate.url is None:
-            return _unavailable("comfyui_down", self._gate.reason)
+            return unavailable("comfyui_down", self._gate.reason)
         url = upstream_url(self._gate.url, request)
         try:
             relay = await self._opened(client_id, url, request)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            return _unavailable("comfyui_silent", f"ComfyUI opened no websocket: {error or type(error).__name__}")
+            return unavailable("comfyui_silent", f"ComfyUI opened no websocket: {error or type(error).__name__}")
         if relay is None:
-            return _unavailable("socket_busy", "the older socket of this client id has not ended yet")
+            return unavailable("socket_busy", "the older socket of this client id has not ended yet")
         try:
             caller = web.WebSocketResponse(heartbeat=HEARTBEAT_SECONDS, max_msg_size=0, compress=False)
             await caller.prepare(request)
@@ -226,5 +226,6 @@ class Sockets:
         return Relay(upstream)
 
 
-def _unavailable(code: str, detail: str) -> web.Response:
+def unavailable(code: str, detail: str) -> web.Response:
+    """What callers are told while ComfyUI cannot be reached: nothing final, come back soon."""
     return problem(503, code, detail, **{"Retry-After": str(RETRY_SECONDS)})
