@@ -81,6 +81,16 @@ def drop_revoked(folder: Path, digests: Iterable[object]) -> None:
             log.warning("a revoked LoRA could not be deleted: %s", error)
 
 
+def storable(value: Any) -> Any:
+    """A JSON value without what no control plane stores, for one such text would cost the whole report: a NUL, and half
+    a surrogate pair, as in the name of a file that is no UTF-8."""
+    if isinstance(value, str):
+        return value.replace("\0", "").encode("utf-8", "replace").decode("utf-8")
+    if isinstance(value, Mapping):
+        return {storable(name): storable(one) for name, one in value.items()}
+    return [storable(one) for one in value] if isinstance(value, list | tuple) else value
+
+
 class Registrar:
     """Keeps one pod registered until it is cancelled.
 
@@ -180,7 +190,9 @@ class Registrar:
 
     async def _post(self, session: aiohttp.ClientSession, path: str, token: str, body: dict[str, Any]) -> Any:
         headers = {"Authorization": f"Bearer {token}"}
-        async with session.post(self._url + path, json=body, headers=headers, allow_redirects=False) as response:
+        async with session.post(
+            self._url + path, json=storable(body), headers=headers, allow_redirects=False
+        ) as response:
             text = await response.text()
             if response.status >= 300:
                 raise RefusedError(response.status, text)
