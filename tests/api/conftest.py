@@ -14,11 +14,19 @@ from controlplane.settings import Settings
 from .api_server import Api, Server, pod_body, serving
 
 
-@pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The server that most tests share; one pod is known to it that can do nothing."""
+@pytest.fixture(scope="session", params=["sqlite", "postgresql"])
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The server that most tests share, on either database; one pod is known to it that can do nothing."""
     data: Path = tmp_path_factory.mktemp("data")
-    settings = Settings(data=data, port=0, poll_seconds=0.2, cors_origins=("https://studio.example",), min_images=5)
+    url = request.getfixturevalue("postgresql").fresh() if request.param == "postgresql" else ""
+    settings = Settings(
+        data=data,
+        database_url=url,
+        port=0,
+        poll_seconds=0.2,
+        cors_origins=("https://studio.example",),
+        min_images=5,
+    )
     with serving(settings) as started:
         yield started
 
