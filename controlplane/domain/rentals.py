@@ -16,15 +16,6 @@ FAILED = "failed"
 OPEN = (REQUESTED, BOOTING, JOINED, ENDING)
 """States in which a rental may cost money."""
 
-NEXT: Mapping[str, tuple[str, ...]] = {
-    REQUESTED: (BOOTING, ENDING, ENDED, FAILED),
-    BOOTING: (JOINED, ENDING, ENDED),
-    JOINED: (ENDING, ENDED),
-    ENDING: (ENDED,),
-    ENDED: (),
-    FAILED: (),
-}
-
 
 @dataclass(frozen=True)
 class Rental:
