@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 # Tests and the demo are bound by two small models: more threads than cores only fight each other.
 PYTEST_ARGS ?=
 # Where the tests are that can use a real ComfyUI.
-COMFYUI_TESTS := tests/contract tests/comfyui tests/agent tests/templates tests/workflows tests/e2e
+COMFYUI_TESTS := tests/contract tests/comfyui tests/comfy_nodes tests/agent tests/images tests/templates tests/workflows tests/e2e
 
 .PHONY: demo test test-comfyui lint types bench sketch-base install clean
 .DEFAULT_GOAL := help
