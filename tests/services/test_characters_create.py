@@ -13,7 +13,7 @@ from controlplane.errors import ContentRefused, DatasetRejected, IdempotencyMism
 from controlplane.services.characters import NewCharacter
 from tests.services.character_studio import PROJECT, Studio, drawing, png, studio
 
-pytestmark = pytest.mark.usefixtures("each_database")
+BOTH = pytest.mark.usefixtures("each_database")
 
 
 async def assert_nothing_is_left(s: Studio) -> None:
@@ -22,6 +22,7 @@ async def assert_nothing_is_left(s: Studio) -> None:
     assert await s.files() == []
 
 
+@BOTH
 async def test_a_new_character_has_a_version_in_training_and_a_queued_train_job(tmp_path: Path) -> None:
     async with studio(tmp_path) as s:
         created = await s.create("Mira", class_word="woman", recipe="fast")
@@ -57,6 +58,7 @@ async def test_a_rejected_image_is_reported_and_the_others_are_trained(tmp_path:
         assert created.report.images[6].name == "bad.png"
 
 
+@BOTH
 async def test_too_few_usable_images_leave_nothing_behind(tmp_path: Path) -> None:
     async with studio(tmp_path) as s:
         files = [*s.pictures(4), *(s.upload(f"bad{n}.png", b"words") for n in range(4))]
@@ -66,6 +68,7 @@ async def test_too_few_usable_images_leave_nothing_behind(tmp_path: Path) -> Non
         await assert_nothing_is_left(s)
 
 
+@BOTH
 async def test_without_any_pod_nothing_is_left_behind(tmp_path: Path) -> None:
     async with studio(tmp_path, with_pod=False) as s:
         with pytest.raises(NoPods) as caught:
@@ -107,6 +110,7 @@ async def test_a_name_that_cannot_be_one_is_refused(tmp_path: Path, name: str) -
         await assert_nothing_is_left(s)
 
 
+@BOTH
 async def test_a_taken_slug_gets_a_number_and_its_own_trigger(tmp_path: Path) -> None:
     async with studio(tmp_path) as s:
         names = [(await s.create("Mira")).character.character for _ in range(3)]
@@ -114,6 +118,7 @@ async def test_a_taken_slug_gets_a_number_and_its_own_trigger(tmp_path: Path) ->
         assert len({one.trigger_word for one in names}) == 3
 
 
+@BOTH
 async def test_two_creations_of_one_name_at_the_same_time_both_succeed(tmp_path: Path) -> None:
     async with studio(tmp_path) as s:
         made = await asyncio.gather(*(s.create("Mira") for _ in range(4)))
@@ -162,6 +167,7 @@ async def test_no_character_of_a_real_minor_is_made_whoever_consents(tmp_path: P
         await assert_nothing_is_left(s)
 
 
+@BOTH
 async def test_consent_is_kept_with_the_time_it_was_given(tmp_path: Path) -> None:
     async with studio(tmp_path) as s:
         await s.create("Ada", subject="real", consent=Consent("Ada L.", "2026-11"))
@@ -210,6 +216,7 @@ async def test_a_text_beside_a_picture_is_its_caption(tmp_path: Path) -> None:
         assert [image["caption"] for image in dataset["images"]][3] == "mira person, angry, blue hoodie"
 
 
+@BOTH
 async def test_the_pod_dataset_is_plain_json_with_pinned_recipe_and_signed_urls(tmp_path: Path) -> None:
     async with studio(tmp_path) as s:
         await s.create("Mira", recipe="fast")
@@ -229,6 +236,7 @@ async def test_the_pod_dataset_is_plain_json_with_pinned_recipe_and_signed_urls(
         assert dataset["images"][0]["name"] == "001.png"
 
 
+@BOTH
 async def test_the_same_key_gives_the_first_character_again(tmp_path: Path) -> None:
     async with studio(tmp_path) as s:
         files = s.pictures()
@@ -239,6 +247,7 @@ async def test_the_same_key_gives_the_first_character_again(tmp_path: Path) -> N
         assert await s.rows("jobs") == 1
 
 
+@BOTH
 async def test_two_simultaneous_requests_with_one_key_make_one_character(tmp_path: Path) -> None:
     async with studio(tmp_path) as s:
         files = s.pictures()

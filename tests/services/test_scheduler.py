@@ -20,6 +20,8 @@ from tests.services.engine import PROJECT, Engine, engine
 from tests.waiting import until
 
 pytestmark = pytest.mark.usefixtures("each_database")
+# These wait for pods most of their time, and say nothing of the database.
+ONLY_ON_SQLITE = pytest.mark.parametrize("each_database", ["sqlite"], indirect=True)
 
 
 @pytest.fixture
@@ -94,6 +96,7 @@ async def test_a_graph_that_every_pod_would_refuse_is_sent_once(room: Engine, do
     assert ((view.job.error or {})["code"], len(view.attempts)) == ("pod_refused", 1)
 
 
+@ONLY_ON_SQLITE
 async def test_what_one_pod_lacks_another_pod_does(room: Engine, double: ComfyUIDouble, second: ComfyUIDouble) -> None:
     first_pod, _ = await room.register(double)
     second_pod, _ = await room.register(second)
@@ -123,6 +126,7 @@ async def test_a_lost_attempt_is_made_anew_on_another_pod(
     ]
 
 
+@ONLY_ON_SQLITE
 async def test_a_lost_attempt_is_made_anew_on_the_same_pod_where_there_is_no_other(
     room: Engine, double: ComfyUIDouble
 ) -> None:
@@ -203,6 +207,7 @@ async def test_cancelling_twice_is_fine(room: Engine) -> None:
     assert (await room.jobs.cancel(PROJECT, job.id)).job.status == "cancelled"
 
 
+@ONLY_ON_SQLITE
 async def test_a_running_job_is_interrupted_on_its_pod(room: Engine, double: ComfyUIDouble) -> None:
     await room.register(double)
     room.start()
@@ -254,6 +259,7 @@ async def test_a_job_past_its_deadline_is_taken_off_its_pod_and_fails(room: Engi
     assert ((view.job.error or {})["code"], room.ended) == ("deadline_exceeded", [("failed", job.id)])
 
 
+@ONLY_ON_SQLITE
 async def test_a_pod_that_shows_no_progress_loses_the_job_to_another_one(
     tmp_path: Path, double: ComfyUIDouble, second: ComfyUIDouble
 ) -> None:
@@ -271,6 +277,7 @@ async def test_a_pod_that_shows_no_progress_loses_the_job_to_another_one(
     ]
 
 
+@ONLY_ON_SQLITE
 async def test_an_attempt_ends_when_its_pod_falls_silent(
     room: Engine, double: ComfyUIDouble, second: ComfyUIDouble
 ) -> None:
@@ -302,6 +309,7 @@ async def test_a_pod_that_registers_again_elsewhere_is_followed_there(room: Engi
     assert [attempt.status for attempt in view.attempts] == ["succeeded"]
 
 
+@ONLY_ON_SQLITE
 async def test_a_pod_that_refuses_connections_gets_no_more_work_until_it_shows_life(
     room: Engine, double: ComfyUIDouble
 ) -> None:
@@ -316,6 +324,7 @@ async def test_a_pod_that_refuses_connections_gets_no_more_work_until_it_shows_l
     assert (state, (await room.final(job)).job.status) == ("suspect", "succeeded")
 
 
+@ONLY_ON_SQLITE
 async def test_outputs_that_are_not_stored_do_not_count(room: Engine, double: ComfyUIDouble) -> None:
     asked: list[str] = []
 

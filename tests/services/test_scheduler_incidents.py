@@ -16,8 +16,6 @@ from tests.comfy.comfyui_double import ERROR, ComfyUIDouble, comfyui_double
 from tests.services.engine import PROJECT, Engine, engine
 from tests.waiting import until
 
-pytestmark = pytest.mark.usefixtures("each_database")
-
 FOR_EVER = 3600.0
 PATIENT = Pace(poll=0.1, blind_poll=0.05, absent_seconds=FOR_EVER, unreachable_seconds=FOR_EVER, quiet=0.1)
 """Nothing is ever given up for silence, so that whatever ends an attempt is something that was told."""
