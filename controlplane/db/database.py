@@ -16,7 +16,7 @@ from sqlalchemy.exc import DataError, DBAPIError
 
 from controlplane.db import events
 from controlplane.db.postgresql import connect_options, is_race, with_driver
-from controlplane.errors import BadRequest
+from controlplane.errors import BadRequest, TroupeError
 
 T = TypeVar("T")
 
@@ -121,15 +121,7 @@ def _unstorable() -> BadRequest:
 
 def _make_engine(url: str) -> Engine:
     if make_url(url).get_backend_name() != "sqlite":
-        # The default of a server may be stricter; what is locked here is thought out for this level.
-        return create_engine(
-            with_driver(url),
-            isolation_level="READ COMMITTED",
-            pool_pre_ping=True,
-            pool_size=READERS + WRITERS,
-            max_overflow=2,
-            connect_args=connect_options(url),
-        )
+        return _make_postgresql_engine(url)
     engine = create_engine(url, connect_args={"timeout": SQLITE_BUSY_SECONDS, "check_same_thread": False})
 
     @event.listens_for(engine, "connect")
@@ -142,3 +134,18 @@ def _make_engine(url: str) -> Engine:
         cursor.close()
 
     return engine
+
+
+def _make_postgresql_engine(url: str) -> Engine:
+    try:
+        # The default of a server may be stricter; what is locked here is thought out for this level.
+        return create_engine(
+            with_driver(url),
+            isolation_level="READ COMMITTED",
+            pool_pre_ping=True,
+            pool_size=READERS + WRITERS,
+            max_overflow=2,
+            connect_args=connect_options(url),
+        )
+    except ModuleNotFoundError as missing:
+        raise TroupeError(f"This database needs {missing.name}: pip install 'troupe-studio[postgres]'") from missing

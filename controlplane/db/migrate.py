@@ -7,8 +7,10 @@ from pathlib import Path
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection, func, make_url, select
+from sqlalchemy.exc import OperationalError
 
 from controlplane.db.database import Database
+from controlplane.errors import TroupeError
 
 MIGRATIONS = Path(__file__).resolve().parent / "migrations"
 _LOCK = 0x74726F76  # any fixed number
@@ -17,7 +19,8 @@ _LOCK = 0x74726F76  # any fixed number
 def migrate(url: str) -> None:
     """Create or upgrade the tables at ``url`` (SQLAlchemy form), all steps in one transaction.
 
-    Processes that start at the same time wait for each other; the later ones find nothing left to do.
+    Processes that start at the same time wait for each other; the later ones find nothing left to do. TroupeError
+    where the database does not answer.
     """
     parsed = make_url(url)
     if parsed.get_backend_name() == "sqlite" and parsed.database:
@@ -25,6 +28,8 @@ def migrate(url: str) -> None:
     database = Database(url)
     try:
         database.write_sync(upgrade)
+    except OperationalError as error:
+        raise TroupeError(f"The database cannot be used: {error.orig}") from error
     finally:
         database.engine.dispose()
 

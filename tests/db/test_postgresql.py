@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,7 +26,7 @@ from controlplane.db.postgresql import connect_options, with_driver
 from controlplane.db.tables import metadata
 from controlplane.domain.jobs import Job, NewJob
 from controlplane.domain.pages import Position
-from controlplane.errors import BadRequest
+from controlplane.errors import BadRequest, TroupeError
 from controlplane.services.jobs import _queued
 from tests.postgresql_server import PostgreSQL
 from tests.waiting import until
@@ -275,6 +277,18 @@ def test_a_session_has_limits_and_the_urls_own_options_win(db: Database, postgre
     other.engine.dispose()
     assert found == [("1min", "20s"), ("1min", "7s")]
     assert str(connect_options(postgresql_url)["application_name"]).startswith("troupe")
+
+
+def test_a_missing_driver_is_told_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(TroupeError, match=r"pip install 'troupe-studio\[postgres\]'"):
+        Database("postgresql://me@host/db")
+
+
+def test_a_database_that_does_not_answer_is_told_without_a_password(tmp_path: Path) -> None:
+    with pytest.raises(TroupeError, match="cannot be used") as caught:
+        migrate(f"postgresql://me:hush@/db?host={tmp_path}")
+    assert "hush" not in str(caught.value)
 
 
 async def test_a_notice_reaches_the_other_processes_and_not_its_own(postgresql_url: str) -> None:
