@@ -19,6 +19,8 @@ FIRST_BACKOFF_SECONDS = 0.5
 LONGEST_BACKOFF_SECONDS = 10.0
 FEATURE_FLAGS = {"type": "feature_flags", "data": {"supports_preview_metadata": True}}
 KEPT_MESSAGES = 1000
+REPLACED = 4001
+"""With this an agent closes a socket for a newer one of the same client id: whoever took the job over has it now."""
 
 
 class PodSocket:
@@ -96,7 +98,7 @@ class PodSocket:
                 elif frame.type == aiohttp.WSMsgType.BINARY:
                     self._keep(parse_binary(frame.data))
             # 1006 is aiohttp's word for an end without a close frame.
-            return socket.close_code is not None and socket.close_code != aiohttp.WSCloseCode.ABNORMAL_CLOSURE
+            return socket.close_code not in (None, aiohttp.WSCloseCode.ABNORMAL_CLOSURE, REPLACED)
 
     def _keep(self, message: Message) -> None:
         self.opened.set()

@@ -9,6 +9,8 @@ from collections.abc import Iterable
 
 KEPT_LINES = 2000
 LONGEST_LINE = 2000
+SHORTEST_SECRET = 6
+"""What is shorter guards nothing, and taking it out would garble every line."""
 # Not a secret of ours, but one for whoever may use the address until it expires.
 _SIGNED = re.compile(r"(?i)\b(sig|signature|x-amz-signature|x-amz-credential|x-amz-security-token)=[^&\s\"']+")
 
@@ -23,7 +25,7 @@ class Redactor:
 
     def learn(self, secret: str) -> None:
         """From now on this is a secret too."""
-        if secret and secret not in self._secrets:
+        if len(secret) >= SHORTEST_SECRET and secret not in self._secrets:
             self._secrets.append(secret)
 
     def __call__(self, text: str) -> str:

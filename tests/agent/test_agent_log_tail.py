@@ -64,3 +64,7 @@ def test_a_traceback_in_the_agents_own_log_has_no_secret() -> None:
         record = logging.LogRecord("x", logging.ERROR, "f", 1, "said %s", ("sesame",), sys.exc_info())
     shown = formatter.format(record)
     assert ("ValueError: ***" in shown, "sesame" in shown) == (True, False)
+
+
+def test_a_word_too_short_to_guard_anything_is_left_in_the_log() -> None:
+    assert Redactor(["e"])("sesame opens") == "sesame opens"

@@ -141,10 +141,10 @@ class ComfyUIDouble:
         self.released, self.interrupted, self.started = asyncio.Event(), asyncio.Event(), asyncio.Event()
         await self.start(self.port)
 
-    async def close_sockets(self) -> None:
+    async def close_sockets(self, code: int = WSCloseCode.GOING_AWAY) -> None:
         """Close every websocket in an orderly way, as a proxy does after a while."""
         for socket in list(self.sockets.values()):
-            await socket.close(code=WSCloseCode.GOING_AWAY)
+            await socket.close(code=code)
 
     @web.middleware
     async def _check_token(self, request: web.Request, handler: Any) -> web.StreamResponse:

@@ -10,7 +10,7 @@ import pytest
 from controlplane.comfy import socket as socket_module
 from controlplane.comfy.client import ComfyClient
 from controlplane.comfy.messages import Message, Started
-from controlplane.comfy.socket import PodSocket
+from controlplane.comfy.socket import REPLACED, PodSocket
 from tests.comfy.comfyui_double import ComfyUIDouble, replay_graph
 from tests.waiting import until
 
@@ -58,6 +58,15 @@ async def test_a_socket_that_broke_is_not_opened_again_under_the_same_id(
         await double.restart()
         await until(lambda: socket.gone)
         assert "client-1" not in double.sockets
+
+
+async def test_a_socket_that_an_agent_closed_for_a_newer_one_is_not_opened_again(
+    double: ComfyUIDouble, session: aiohttp.ClientSession
+) -> None:
+    async with PodSocket(session, double.url, double.token, "client-1") as socket:
+        await asyncio.wait_for(socket.opened.wait(), 60)
+        await double.close_sockets(code=REPLACED)
+        await until(lambda: socket.gone)
 
 
 async def test_a_pod_that_is_not_up_yet_is_tried_again(double: ComfyUIDouble, session: aiohttp.ClientSession) -> None:
