@@ -17,6 +17,7 @@ from controlplane.client import RequestFailed, Unreachable
 from controlplane.errors import TroupeError
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
+UNCUT_WIDTH = 1000
 RUNNERS = {
     "demo": demo.run,
     "serve": server.run,
@@ -36,7 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Exit codes: 0 done, 1 failed or refused, 2 bad usage, 128 + signal when stopped early."""
     options = build_parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format=LOG_FORMAT)
-    console = Console(highlight=False)
+    # A file or a pipe has no width: nothing may be cut there.
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else UNCUT_WIDTH)
     errors = Console(stderr=True, highlight=False)
     work: Coroutine[Any, Any, int] = RUNNERS[options.command](options, console)
     try:

@@ -41,7 +41,7 @@ async def pods(client: Client, options: argparse.Namespace, console: Console) ->
     if options.json:
         return _print_json(console, page)
     prices = {rental["pod_id"]: rental["price_per_hour"] for rental in rented["items"]}
-    columns = ("id", "name", "state", "boot", "price/h", "restarts", "kind", "gpu", "labels", "address")
+    columns = ("id", "name", "state", "boot", "price/h", "restarts", "gpu", "labels", "address")
     show.table(console, columns, [_pod_row(pod, prices.get(pod["id"])) for pod in page["items"]])
     waiting = [rental for rental in rented["items"] if rental["state"] in OPEN and rental["state"] != "joined"]
     if waiting:
@@ -143,7 +143,7 @@ def _pod_row(pod: Mapping[str, Any], rent: float | None) -> Sequence[Any]:
     price = rent if pod["price_per_hour"] is None else pod["price_per_hour"]
     restarts = f"{pod['restarts']} ({pod['restart_reason']})" if pod["restart_reason"] else pod["restarts"]
     return (
-        pod["id"], pod["name"], pod["state"], _boot(pod), _price(price), restarts, pod["kind"],
+        pod["id"], pod["name"], pod["state"], _boot(pod), _price(price), restarts,
         pod["gpu"], ", ".join(pod["labels"]), pod["address"],
     )  # fmt: skip
 

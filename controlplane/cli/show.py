@@ -31,13 +31,16 @@ PERCENT_BETWEEN_LINES = 25.0
 
 
 def table(console: Console, columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str = "") -> None:
-    """Print a table; a cell that names a state gets the state's colour."""
+    """Print a table without the columns that are empty; a cell that names a state gets the state's colour."""
+    cells = [[_cell(value) for value in row] for row in rows]
+    kept = [number for number in range(len(columns)) if not cells or any(row[number] for row in cells)]
     shown = Table(title=title or None, title_justify="left", header_style="bold", box=None, pad_edge=False)
-    for number, column in enumerate(columns):
-        # Only the last column, the longest, is broken where a terminal is narrow.
-        shown.add_column(column, overflow="fold", no_wrap=number < len(columns) - 1)
-    for row in rows:
-        shown.add_row(*(_cell(value) for value in row))
+    for number in kept:
+        # Where a terminal is narrow, ids stay whole, so that they can be copied; the rest is folded, never cut.
+        least = max(map(len, (row[number] for row in cells)), default=0) if number == 0 else None
+        shown.add_column(columns[number], overflow="fold", no_wrap=number == 0, min_width=least)
+    for row in cells:
+        shown.add_row(*(row[number] for number in kept))
     console.print(shown)
 
 
