@@ -12,6 +12,7 @@ from aiohttp import web
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from controlplane.domain.texts import is_storable
 from controlplane.errors import BadRequest, Unprocessable, UnsupportedMediaType
 
 M = TypeVar("M", bound=BaseModel)
@@ -75,7 +76,7 @@ def parse_json(data: bytes | str) -> Any:
 
 def check_text(pointer: str, text: str) -> None:
     """BadRequest where ``text`` holds NUL or half a surrogate pair, which no database or file name can keep."""
-    if "\0" in text or any("\ud800" <= char <= "\udfff" for char in text):
+    if not is_storable(text):
         detail = "holds a character that cannot be stored (NUL or half a surrogate pair)"
         raise BadRequest(f"A text {detail}.", errors=[{"pointer": pointer or "/", "detail": detail}])
 

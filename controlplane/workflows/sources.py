@@ -12,6 +12,7 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
+from controlplane.domain.texts import is_storable
 from controlplane.errors import InvalidTemplate
 
 WAY_OUT = "In ComfyUI: Workflow > Export (API), and import that file"
@@ -93,7 +94,7 @@ def _check_node(node_id: str, node: Mapping[str, Any]) -> None:
         if reason:
             raise InvalidTemplate(f"Input {name!r} of node {node_id!r} {reason}.")
     texts = (*names, node.get("_meta", {}).get("title", ""))
-    if any(_unstorable(text) for text in texts):
+    if not all(is_storable(text) for text in texts):
         raise InvalidTemplate(f"Node {node_id[:80]!r} holds a character that cannot be stored.")
 
 
@@ -104,17 +105,13 @@ def _fault(value: Any, depth: int = 0) -> str:
     if isinstance(value, str):
         if len(value) > MAX_TEXT:
             return f"has {len(value)} characters; at most {MAX_TEXT} are taken"
-        return "holds a character that cannot be stored" if _unstorable(value) else ""
+        return "" if is_storable(value) else "holds a character that cannot be stored"
     if isinstance(value, Mapping | list):
         if depth >= MAX_DEPTH:
             return "is nested too deeply"
         inner = [*value, *value.values()] if isinstance(value, Mapping) else value
         return next((reason for one in inner if (reason := _fault(one, depth + 1))), "")
     return ""
-
-
-def _unstorable(text: str) -> bool:
-    return any(character == "\0" or "\ud800" <= character <= "\udfff" for character in text)
 
 
 def _parsed(data: bytes | str) -> Any:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import pydantic
 import yaml
 
+from controlplane.domain.texts import is_storable
 from controlplane.errors import InvalidTemplate
 from controlplane.workflows import graph as graphs
 
@@ -221,7 +222,7 @@ def _finite(value: int | float) -> bool:
 def _fault_of_text(spec: Input, value: Any) -> str | None:
     if not isinstance(value, str):
         return "must be text"
-    if any(character == "\0" or "\ud800" <= character <= "\udfff" for character in value):
+    if not is_storable(value):
         return "holds a character that cannot be stored (NUL or half a surrogate pair)"
     if len(value) < spec.min_length:
         return "must not be empty" if spec.min_length == 1 else f"must have at least {spec.min_length} characters"
