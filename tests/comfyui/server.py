@@ -78,7 +78,7 @@ def start_comfyui(
             _await_answer(running)
             yield running
         finally:
-            _end(process)
+            end(process)
 
 
 def _furnish(base: Path, packs: Mapping[str, Path], checkpoints: Sequence[Path]) -> None:
@@ -114,10 +114,13 @@ def _await_answer(comfyui: ComfyUI) -> None:
     raise RuntimeError(f"ComfyUI did not start (exit code {comfyui.process.poll()}):\n{comfyui.log_tail()}")
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End a process politely, then for certain."""
     process.terminate()
     try:
         process.wait(10)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+    if process.stdout is not None:
+        process.stdout.close()

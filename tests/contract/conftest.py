@@ -13,7 +13,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from tests.comfyui.server import NO_COMFYUI, checkout, start_comfyui
+from tests.comfyui.server import NO_COMFYUI, checkout, end, start_comfyui
 
 from .client import Client, PodUnderTest
 
@@ -80,7 +80,7 @@ def _process(kind: str, module: str, *arguments: object) -> Iterator[PodUnderTes
     try:
         yield PodUnderTest(kind, _ready_address(process), TOKEN)
     finally:
-        _end(process)
+        end(process)
 
 
 def _ready_address(process: subprocess.Popen[bytes]) -> str:
@@ -95,14 +95,3 @@ def _ready_address(process: subprocess.Popen[bytes]) -> str:
 def _comfyui(folder: Path) -> Iterator[PodUnderTest]:
     with start_comfyui(folder, packs={"lab_nodes": LAB}) as comfyui:
         yield PodUnderTest("comfyui", comfyui.address)
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    try:
-        process.wait(10)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-    if process.stdout is not None:
-        process.stdout.close()

@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -69,3 +70,10 @@ async def _until_ready(client: Client, process: asyncio.subprocess.Process, fold
         await asyncio.sleep(0.3)
     logs = [f"--- {path}\n{path.read_text(errors='replace')[-3000:]}" for path in sorted(folder.rglob("*.log"))]
     pytest.fail("not all pods became ready\n" + "\n".join(logs))
+
+
+async def finished(client: Client, answer: dict[str, Any]) -> dict[str, Any]:
+    """The job of an answer once it has succeeded."""
+    job = await client.follow(answer["job"]["id"])
+    assert job["status"] == "succeeded", job["error"]
+    return job

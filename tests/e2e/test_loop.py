@@ -12,7 +12,7 @@ import pytest_asyncio
 from PIL import Image
 
 from controlplane.client import Client
-from tests.e2e.serving import EMBEDDED, served
+from tests.e2e.serving import EMBEDDED, finished, served
 from tests.short_recipes import REPOSITORY, short_catalogue
 
 EXAMPLES = REPOSITORY / "examples" / "characters"
@@ -34,12 +34,6 @@ async def train(client: Client, slug: str) -> dict[str, Any]:
     """Accept a character; answers what POST /characters said, at once."""
     images = sorted((EXAMPLES / slug).glob("*.png"))[:IMAGES]
     return await client.create_character(slug.replace("-", " ").title(), images, {"recipe": "fast"})
-
-
-async def finished(client: Client, answer: dict[str, Any]) -> dict[str, Any]:
-    job = await client.follow(answer["job"]["id"])
-    assert job["status"] == "succeeded", job["error"]
-    return job
 
 
 async def image(client: Client, character: str, **values: Any) -> dict[str, Any]:

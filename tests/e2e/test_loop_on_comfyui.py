@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-from typing import Any
 
 import av
 import pytest
@@ -13,7 +12,7 @@ from PIL import Image
 
 from bench.identity_judge import Judge, gate_scenes, our_cast
 from controlplane.client import Client
-from tests.e2e.serving import real_comfyui, served
+from tests.e2e.serving import finished, real_comfyui, served
 from tests.short_recipes import REPOSITORY
 
 EXAMPLE = REPOSITORY / "examples" / "characters" / "captain-nell"
@@ -27,12 +26,6 @@ async def client(tmp_path_factory):
     """A client of a server whose only pod is a real ComfyUI behind its agent."""
     async with served(tmp_path_factory.mktemp("comfyui-loop"), real_comfyui()) as client:
         yield client
-
-
-async def finished(client: Client, answer: dict[str, Any]) -> dict[str, Any]:
-    job = await client.follow(answer["job"]["id"])
-    assert job["status"] == "succeeded", job
-    return job
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

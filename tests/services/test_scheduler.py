@@ -15,25 +15,13 @@ from controlplane.domain.jobs import Attempt, Job, JobResult
 from controlplane.errors import Conflict, Unprocessable
 from controlplane.providers.comfyui import Pace
 from controlplane.services.jobs import JobView
-from tests.comfy.comfyui_double import ERROR, SUCCESS, ComfyUIDouble, comfyui_double, lines, recorded_history
+from tests.comfy.comfyui_double import ERROR, SUCCESS, ComfyUIDouble, lines, recorded_history
 from tests.services.engine import PROJECT, Engine, engine
 from tests.waiting import until
 
 pytestmark = pytest.mark.usefixtures("each_database")
 # These wait for pods most of their time, and say nothing of the database.
 ONLY_ON_SQLITE = pytest.mark.parametrize("each_database", ["sqlite"], indirect=True)
-
-
-@pytest.fixture
-async def double() -> AsyncIterator[ComfyUIDouble]:
-    async with comfyui_double() as running:
-        yield running
-
-
-@pytest.fixture
-async def second() -> AsyncIterator[ComfyUIDouble]:
-    async with comfyui_double() as running:
-        yield running
 
 
 @pytest.fixture

@@ -12,25 +12,13 @@ import pytest
 from controlplane.db.events import after
 from controlplane.providers.comfyui import Pace
 from controlplane.services.jobs import JobView
-from tests.comfy.comfyui_double import ERROR, ComfyUIDouble, comfyui_double
+from tests.comfy.comfyui_double import ERROR, ComfyUIDouble
 from tests.services.engine import PROJECT, Engine, engine
 from tests.waiting import until
 
 FOR_EVER = 3600.0
 PATIENT = Pace(poll=0.1, blind_poll=0.05, absent_seconds=FOR_EVER, unreachable_seconds=FOR_EVER, quiet=0.1)
 """Nothing is ever given up for silence, so that whatever ends an attempt is something that was told."""
-
-
-@pytest.fixture
-async def double() -> AsyncIterator[ComfyUIDouble]:
-    async with comfyui_double() as running:
-        yield running
-
-
-@pytest.fixture
-async def second() -> AsyncIterator[ComfyUIDouble]:
-    async with comfyui_double() as running:
-        yield running
 
 
 @pytest.fixture

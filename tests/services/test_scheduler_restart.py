@@ -27,12 +27,6 @@ STEPS = ["attempt row", "post", "running", "history", "verify", "transaction", "
 
 
 @pytest.fixture
-async def double() -> AsyncIterator[ComfyUIDouble]:
-    async with comfyui_double() as running:
-        yield running
-
-
-@pytest.fixture
 async def room(tmp_path: Path) -> AsyncIterator[Engine]:
     async with engine(tmp_path) as made:
         yield made
