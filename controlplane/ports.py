@@ -63,6 +63,10 @@ class Update:
 class Provider(Protocol):
     """Runs bound graphs on one kind of pod. All calls are idempotent by ``prompt_id``."""
 
+    def client_id(self, pod: PodAddress) -> str:
+        """Under which client id this process speaks to the pod from now on: it belongs into the attempt. No I/O."""
+        ...
+
     async def start(self, work: Work) -> None:
         """Upload input files and submit. Raises PodRefused (never ran) or PodUnreachable (may have been queued)."""
         ...

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import mimetypes
 import time
+import uuid
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -63,6 +64,10 @@ class ComfyUIProvider:
         self._session = session
         self._blobs = blobs
         self._pace = pace or Pace()
+
+    def client_id(self, pod: PodAddress) -> str:
+        """Under which client id this process speaks to the pod from now on: it belongs into the attempt. No I/O."""
+        return str(uuid.uuid4())
 
     async def start(self, work: Work) -> None:
         """Upload input files and submit. Raises PodRefused (never ran) or PodUnreachable (may have been queued)."""

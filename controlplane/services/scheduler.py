@@ -7,30 +7,24 @@ import logging
 import os
 import secrets
 import socket
-import time
 from collections.abc import Mapping
 
 from sqlalchemy import Connection
 
 from controlplane.db import jobs as job_rows
-from controlplane.db import pods as pod_rows
 from controlplane.db.database import Database
-from controlplane.domain.jobs import CANCELLING, Job, patience_with
-from controlplane.domain.pods import LOST, Pod
 from controlplane.errors import StaleClaim
 from controlplane.ports import Clock, Provider
 from controlplane.services.carrying import Carrier, Held
 from controlplane.services.claiming import Claimed, claim_next, fail_overdue, take_over
 from controlplane.services.events import Hints
 from controlplane.services.outcomes import Hooks
+from controlplane.services.watching import Watcher
 from controlplane.settings import Settings
 
 log = logging.getLogger(__name__)
 
 CRASH_PAUSE_SECONDS = 5.0
-AWAY_SECONDS = 5.0
-MISSED_HEARTBEATS = 1.5
-"""Heartbeats come at least once in their interval; after this many intervals one is missing."""
 
 
 class Scheduler:
@@ -58,7 +52,7 @@ class Scheduler:
         self._held: dict[str, Held] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._claims: dict[str, int] = {}
-        self._listening_since = clock.now()
+        self._watcher = Watcher(db, settings, clock, hints, self._held, self._lose)
         self.owner = f"{socket.gethostname()[:40]}:{os.getpid()}:{secrets.token_hex(4)}"
 
     @property
@@ -68,7 +62,7 @@ class Scheduler:
 
     async def run(self) -> None:
         """Work until cancelled."""
-        loops = [asyncio.create_task(self._claiming()), asyncio.create_task(self._watching())]
+        loops = [asyncio.create_task(self._claiming()), asyncio.create_task(self._watcher.run())]
         try:
             await asyncio.gather(*loops)
         finally:
@@ -136,74 +130,8 @@ class Scheduler:
         except Exception:  # the lease ends by itself as well, only later
             log.exception("releasing job %s failed", claimed.job.id)
 
-    async def _watching(self) -> None:
-        """Look at the held jobs on every wake: renew leases, pass on cancels, deadlines, lost pods and stalls."""
-        renewed = time.monotonic()
-        while True:
-            seen = self._hints.count(Hints.JOBS)
-            try:
-                renew = time.monotonic() - renewed >= self._settings.lease_seconds / 3
-                await self._watch(renew)
-                if renew:
-                    renewed = time.monotonic()
-            except Exception:  # a database that is away for a moment must not end the scheduler
-                log.exception("watching failed")
-                await asyncio.sleep(self._settings.poll_seconds)
-            await self._hints.wait(Hints.JOBS, seen, self._settings.poll_seconds)
-
-    async def _watch(self, renew: bool) -> None:
-        watched = dict(self._held)
-        if not watched:
-            return
-        claims = [held.claim for held in watched.values()]
-        if renew:
-            await self._db.write(job_rows.renew, claims, self._clock.now() + self._settings.lease_seconds)
-        jobs, pods = await self._db.read(_look, claims)
-        for job_id, held in watched.items():
-            if job_id in jobs:
-                self._judge(held, jobs[job_id], pods.get(held.pod.id))
-            elif self._held.get(job_id) is held and await self._is_stale(held):
-                log.warning("job %s is held by another process now", job_id)
-                self._tasks[job_id].cancel()
-
-    async def _is_stale(self, held: Held) -> bool:
-        """Whether another claim has the job; False where it merely ended while we looked."""
-        job = await self._db.read(job_rows.get, held.job.project_id, held.job.id)
-        return job is not None and job.claim_no != held.job.claim_no and job.id in self._tasks
-
-    def _judge(self, held: Held, job: Job, pod: Pod | None) -> None:
-        if job.progress != held.seen_progress:
-            held.seen_progress, held.last_sign = job.progress, time.monotonic()
-        silent = time.monotonic() - held.last_sign
-        if job.status == CANCELLING:
-            held.give("cancel")
-        elif held.order is not None:
-            return
-        elif self._clock.now() > job.deadline_at:
-            held.give("deadline")
-        elif pod is None or pod.state == LOST or self._is_gone(held, pod):
-            held.give("pod_lost")
-        elif (pod.address, pod.token) != (held.pod.address, held.pod.token):
-            # It has registered again; follow it there, and learn whether it still knows the prompt.
-            held.pod = pod
-            held.give("moved")
-        elif held.attempt.status == "running" and silent > self._patience(job):
-            held.give("stalled")
-
-    def _patience(self, job: Job) -> float:
-        return patience_with(job.kind, job.progress, self._settings.stall_seconds)
-
-    def _is_gone(self, held: Held, pod: Pod) -> bool:
-        """Nothing listens at the pod's address and a heartbeat is missing: that needs no further waiting.
-
-        Neither alone would do: an address may be wrong for a moment, and a pod may be too busy to speak.
-        """
-        if held.away_at is None or time.monotonic() - held.away_at > AWAY_SECONDS:
-            return False
-        silent = self._clock.now() - max(pod.last_heartbeat_at, self._listening_since)
-        return silent > MISSED_HEARTBEATS * self._settings.heartbeat_seconds
-
-
-def _look(c: Connection, claims: list[tuple[str, int]]) -> tuple[dict[str, Job], dict[str, Pod]]:
-    jobs = {job.id: job for job in job_rows.held(c, claims)}
-    return jobs, {pod.id: pod for pod in pod_rows.list_all(c)}
+    def _lose(self, held: Held) -> None:
+        """Stop at once: another process has this job."""
+        task = self._tasks.get(held.job.id)
+        if task is not None:
+            task.cancel()

@@ -31,6 +31,9 @@ class DyingProvider:
         self._real = real
         self._step = step
 
+    def client_id(self, pod: PodAddress) -> str:
+        return self._real.client_id(pod)
+
     async def start(self, work: Work) -> None:
         if self._step == "attempt row":
             die()
