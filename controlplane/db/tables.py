@@ -36,6 +36,8 @@ projects = Table(
     Column("id", String(64), primary_key=True),
     Column("name", Text, nullable=False),
     Column("created_at", Float, nullable=False),
+    Column("paused_at", Float, comment="null while its work goes on"),
+    Column("pause_reason", Text, nullable=False, server_default=""),
 )
 
 characters = Table(
@@ -302,6 +304,10 @@ idempotency_keys = Table(
     Column("path", String(255), primary_key=True),
     Column("payload_digest", String(64), nullable=False),
     Column("status", Integer, comment="null while the first request runs"),
+    # What the first request led to: {job_id} or {rental_id}.
     Column("body", JSON),
+    Column("headers", JSON, comment="of the first answer, those with a meaning of their own"),
+    Column("answer", Text, comment="the first answer's JSON as it was sent; null until there is one"),
     Column("created_at", Float, nullable=False),
+    Index("ix_idempotency_keys_age", "created_at"),
 )

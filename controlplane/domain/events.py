@@ -22,6 +22,8 @@ POD_JOINING = "pod.joining"
 POD_READY = "pod.ready"
 POD_RESTARTED = "pod.restarted"
 POD_LOST = "pod.lost"
+PROJECT_PAUSED = "project.paused"
+PROJECT_RESUMED = "project.resumed"
 
 JOB_FINAL = frozenset({JOB_SUCCEEDED, JOB_FAILED, JOB_CANCELLED})
 

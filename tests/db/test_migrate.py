@@ -28,7 +28,7 @@ def test_a_migrated_database_differs_in_nothing_from_the_declared_tables(tmp_pat
 def test_migrating_twice_keeps_what_is_there(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'troupe.sqlite3'}"
     migrate(url)
-    Database(url).write_sync(lambda c: c.execute(text("INSERT INTO projects VALUES ('p', 'P', 1.0)")))
+    Database(url).write_sync(lambda c: c.execute(text("INSERT INTO projects (id, name, created_at) VALUES ('p', 'P', 1.0)")))
     migrate(url)
     assert Database(url).read_sync(lambda c: c.execute(text("SELECT count(*) FROM projects")).scalar()) == 2
 
