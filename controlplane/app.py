@@ -42,6 +42,7 @@ from controlplane.services.jobs import Jobs
 from controlplane.services.outcomes import Hooks
 from controlplane.services.overview import Overview
 from controlplane.services.pods import Pods
+from controlplane.services.projects import Projects
 from controlplane.services.reconciling import Reconciler
 from controlplane.services.rental_books import RentalBooks
 from controlplane.services.rentals import Rentals
@@ -165,6 +166,7 @@ def _parts(settings: Settings, secrets: Secrets) -> Parts:
         events=Events(db, hints, settings.poll_seconds),
         overview=Overview(db),
         workflows=Workflows(db, settings, catalog, ComfyNodeFacts()),
+        projects=Projects(db, clock, hints),
     )
     return Parts(settings, db, clock, hints, store, services, launcher, notices)
 

@@ -69,6 +69,10 @@ class Client:
         told = {key: value for key, value in body.items() if value is not None}
         return await self._json("POST", path, json=told, headers=headers)
 
+    async def patch(self, path: str, body: Mapping[str, Any]) -> Json:
+        """Change a thing; values of None are left out."""
+        return await self._json("PATCH", path, json={key: value for key, value in body.items() if value is not None})
+
     async def delete(self, path: str) -> Json:
         """Delete, cancel or drain."""
         return await self._json("DELETE", path)

@@ -14,6 +14,7 @@ from controlplane.services.generation import Generation
 from controlplane.services.jobs import Jobs
 from controlplane.services.overview import Overview
 from controlplane.services.pods import Pods
+from controlplane.services.projects import Projects
 from controlplane.services.reconciling import Reconciler
 from controlplane.services.rentals import Rentals
 from controlplane.services.training import Training
@@ -39,6 +40,7 @@ class Services:
     events: Events
     overview: Overview
     workflows: Workflows
+    projects: Projects
 
 
 SERVICES = web.AppKey("services", Services)

@@ -39,6 +39,7 @@ TAGS = {
     "workflows": "Workflow templates and base models.",
     "pods": "Where the work is done.",
     "nodes": "What ComfyUI nodes on a pod ask for while they work.",
+    "project": "Whose all this is; its work can be held back.",
     "server": "The server itself.",
 }
 DESCRIPTION = (

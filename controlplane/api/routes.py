@@ -20,6 +20,7 @@ from controlplane.api import (
     jobs,
     pods,
     pods_self,
+    projects,
     rentals,
     workflows,
 )
@@ -30,6 +31,7 @@ from controlplane.api.schemas import characters as s_characters
 from controlplane.api.schemas import generation as s_generation
 from controlplane.api.schemas import jobs as s_jobs
 from controlplane.api.schemas import pods as s_pods
+from controlplane.api.schemas import projects as s_projects
 from controlplane.api.schemas import rentals as s_rentals
 
 Model = type[BaseModel]
@@ -171,6 +173,9 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/pods/self/attempts/{prompt_id}/progress", pods_self.report_progress, "Report progress", "nodes",
           {200: s_pods.AttemptReply}, request=s_pods.AttemptProgress, credential=POD_KEY,
           problems=(*BODY, e.Unauthorized, e.NotFound, e.StaleAttempt)),
+    Route("GET", "/project", projects.get_project, "Read your project", "project", {200: s_projects.Project}),
+    Route("PATCH", "/project", projects.patch_project, "Pause or resume your project", "project",
+          {200: s_projects.Project}, request=s_projects.PatchProject, problems=BODY),
     Route("GET", "/healthz", health.healthz, "Whether the process answers", "server", {200: s_catalog.Health}),
     Route("GET", "/readyz", health.readyz, "Whether work can be accepted and done", "server",
           {200: s_catalog.Readiness, 503: s_catalog.Readiness}),

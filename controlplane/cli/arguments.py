@@ -18,6 +18,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_processes(commands)
     _add_making(commands)
     _add_lists(commands)
+    _add_pausing(commands)
     _add_pods(commands)
     _add_pod(commands)
     return parser
@@ -131,6 +132,12 @@ def _add_workflow_actions(listing: argparse.ArgumentParser) -> None:
     trying.add_argument("--out", type=Path, default=Path("out"), metavar="FOLDER", help="where files go (./out)")
     token = os.environ.get("TROUPE_POD_TOKEN", "")
     trying.add_argument("--token", default=token, help="bearer token of an agent in front of it (TROUPE_POD_TOKEN)")
+
+
+def _add_pausing(commands: Commands) -> None:
+    pause = _client(commands, "pause", "begin no further job of the project; what runs goes on")
+    pause.add_argument("reason", nargs="?", metavar="REASON", help="what waiting jobs tell")
+    _client(commands, "resume", "let the project's waiting jobs begin again")
 
 
 def _add_pods(commands: Commands) -> None:

@@ -24,7 +24,7 @@ DESIGNED = {
     ("GET", "/metrics"), ("GET", "/openapi.json"), ("GET", "/docs"), ("GET", "/pods/self/characters/{}/lora"),
     ("GET", "/pods/self/characters/{}/versions/{}/dataset"), ("POST", "/pods/self/uploads"),
     ("POST", "/pods/self/attempts/{}/progress"), ("GET", "/rentals"), ("POST", "/rentals"), ("GET", "/rentals/{}"),
-    ("DELETE", "/rentals/{}"), ("POST", "/rentals/reconcile"),
+    ("DELETE", "/rentals/{}"), ("POST", "/rentals/reconcile"), ("GET", "/project"), ("PATCH", "/project"),
 }  # fmt: skip
 
 OPERATIONS = [(method, path, operation) for path, ops in DOCUMENT["paths"].items() for method, operation in ops.items()]
