@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import Connection, Row, Select, and_, func, insert, or_, select, update
@@ -11,7 +12,10 @@ from controlplane.db.rows import values_of
 from controlplane.db.tables import jobs
 from controlplane.domain.jobs import CANCELLING, CLAIMED, HELD, QUEUED, Job
 from controlplane.domain.pages import Position
+from controlplane.domain.placement import lane_of
 from controlplane.errors import StaleClaim
+
+_ADD = insert(jobs)
 
 
 def _job(row: Row[Any]) -> Job:
@@ -21,9 +25,15 @@ def _job(row: Row[Any]) -> Job:
 
 
 def add(c: Connection, project_id: str, job: Job) -> Job:
-    """Write a new job."""
-    c.execute(insert(jobs).values(**{**vars(job), "project_id": project_id}))
-    return job
+    """Write a new job, with the lane that it waits in."""
+    waiting = replace(
+        job,
+        project_id=project_id,
+        lane=lane_of(project_id, job.kind, job.needs, job.base_model),
+        lora_sha256=job.needs.get("lora_sha256"),
+    )
+    c.execute(_ADD, vars(waiting))
+    return waiting
 
 
 def get(c: Connection, project_id: str, job_id: str) -> Job | None:

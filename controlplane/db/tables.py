@@ -30,6 +30,11 @@ metadata = MetaData(
 
 DEFAULT_PROJECT = "default"
 
+# A statement uses a partial index only where it says the same in literals.
+QUEUED_ROWS = "status = 'queued'"
+HELD_ROWS = "status IN ('claimed', 'submitted', 'submit_unknown', 'running', 'collecting', 'cancelling')"
+LIVE_ROWS = "status IN ('created', 'submitted', 'running')"
+
 projects = Table(
     "projects",
     metadata,
@@ -151,7 +156,24 @@ jobs = Table(
     Column("created_at", Float, nullable=False),
     Column("started_at", Float),
     Column("finished_at", Float),
-    Index("ix_jobs_claim", "status", "priority", "created_at"),
+    Column("lane", String(24), nullable=False, server_default="", comment="digest of what it asks of a pod"),
+    Column("lora_sha256", String(64), comment="of needs, as claiming reads nothing but an index"),
+    # Partial, so that neither the finished jobs nor their number are met where work is looked for.
+    Index(
+        "ix_jobs_queue",
+        "lane",
+        text("priority DESC"),
+        "created_at",
+        "id",
+        "not_before",
+        "estimate_seconds",
+        "lora_sha256",
+        "claim_no",
+        sqlite_where=text(QUEUED_ROWS),
+        postgresql_where=text(QUEUED_ROWS),
+    ),
+    Index("ix_jobs_overdue", "deadline_at", sqlite_where=text(QUEUED_ROWS), postgresql_where=text(QUEUED_ROWS)),
+    Index("ix_jobs_lease", "lease_until", sqlite_where=text(HELD_ROWS), postgresql_where=text(HELD_ROWS)),
     Index("ix_jobs_list", "project_id", "created_at", "id"),
     Index("ix_jobs_character", "project_id", "character_id", "created_at"),
 )
@@ -176,8 +198,18 @@ attempts = Table(
     Column("submitted_at", Float),
     Column("started_at", Float),
     Column("finished_at", Float),
+    Column("slot", Integer, nullable=False, server_default=text("0"), comment="0 runs, further ones wait behind it"),
     UniqueConstraint("job_id", "number"),
     Index("ix_attempts_pod", "pod_id", "created_at"),
+    # The arbiter between replicas: one place on a pod is taken once, whoever takes it.
+    Index(
+        "uq_attempts_slot",
+        "pod_id",
+        "slot",
+        unique=True,
+        sqlite_where=text(LIVE_ROWS),
+        postgresql_where=text(LIVE_ROWS),
+    ),
 )
 
 pods = Table(

@@ -126,6 +126,9 @@ class Job:
     cancel_requested_at: float | None = None
     started_at: float | None = None
     finished_at: float | None = None
+    lane: str = ""
+    """Digest of what it asks of a pod, its LoRA left out; ``db.jobs.add`` writes it."""
+    lora_sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -152,6 +155,8 @@ class Attempt:
     submitted_at: float | None = None
     started_at: float | None = None
     finished_at: float | None = None
+    slot: int = 0
+    """Its place on the pod: 0 runs, further ones wait behind it."""
 
     @property
     def live(self) -> bool:

@@ -20,15 +20,35 @@ def test_a_migrated_database_differs_in_nothing_from_the_declared_tables(tmp_pat
     migrate(url)
 
     def differences(c: Connection) -> list[object]:
-        return list(compare_metadata(MigrationContext.configure(c, opts={"compare_type": True}), metadata))
+        options = {"compare_type": True, "include_object": comparable}
+        return list(compare_metadata(MigrationContext.configure(c, opts=options), metadata))
 
     assert Database(url).read_sync(differences) == []
+
+
+def comparable(_object: object, name: str | None, *_rest: object) -> bool:
+    """Alembic cannot read a descending column back from SQLite; that index has a test of its own."""
+    return name != "ix_jobs_queue"
+
+
+def test_the_queues_index_is_migrated_as_it_is_declared(tmp_path: Path) -> None:
+    migrated, declared = (Database(f"sqlite:///{tmp_path / name}") for name in ("migrated.sqlite3", "declared.sqlite3"))
+    migrate(migrated.url)
+    declared.write_sync(metadata.create_all)
+
+    def index(c: Connection) -> list[object]:
+        where = c.execute(text("SELECT sql FROM sqlite_master WHERE name = 'ix_jobs_queue'")).scalar_one()
+        columns = c.execute(text("SELECT name, desc FROM pragma_index_xinfo('ix_jobs_queue') WHERE key")).all()
+        return [where.split("WHERE")[1], *(tuple(column) for column in columns)]
+
+    assert migrated.read_sync(index) == declared.read_sync(index)
 
 
 def test_migrating_twice_keeps_what_is_there(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'troupe.sqlite3'}"
     migrate(url)
-    Database(url).write_sync(lambda c: c.execute(text("INSERT INTO projects (id, name, created_at) VALUES ('p', 'P', 1.0)")))
+    insert = text("INSERT INTO projects (id, name, created_at) VALUES ('p', 'P', 1.0)")
+    Database(url).write_sync(lambda c: c.execute(insert))
     migrate(url)
     assert Database(url).read_sync(lambda c: c.execute(text("SELECT count(*) FROM projects")).scalar()) == 2
 
