@@ -12,7 +12,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -39,6 +39,8 @@ SETTINGS = {
     "shared_buffers": "32MB",
     "deadlock_timeout": "100ms",
 }
+DURABLE = {**SETTINGS, "fsync": "on", "synchronous_commit": "on", "full_page_writes": "on"}
+"""For a server that is killed on purpose."""
 
 
 class NoServer(Exception):
@@ -52,6 +54,7 @@ class PostgreSQL:
     binaries: Path
     folder: Path
     process: subprocess.Popen[bytes] | None = None
+    settings: Mapping[str, str] = field(default_factory=lambda: SETTINGS)
     _numbers: Iterator[int] = field(default_factory=lambda: count(1))
 
     def url(self, database: str) -> str:
@@ -79,7 +82,7 @@ class PostgreSQL:
 
     def start(self) -> None:
         """Start it and wait until it answers. NoServer."""
-        options = [word for name, value in SETTINGS.items() for word in ("-c", f"{name}={value}")]
+        options = [word for name, value in self.settings.items() for word in ("-c", f"{name}={value}")]
         command = [self.binaries / "postgres", "-D", self.folder / "data", "-k", self.folder, *options]
         with open(self.folder / "log", "ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, **_user())
@@ -97,14 +100,14 @@ class PostgreSQL:
 
 
 @contextlib.contextmanager
-def postgresql_server() -> Iterator[PostgreSQL]:
+def postgresql_server(settings: Mapping[str, str] = SETTINGS) -> Iterator[PostgreSQL]:
     """A server with a migrated template database. NoServer where there is none to run."""
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="troupe-pg-", dir=_quick_folder())))
         folder.chmod(0o755)
         if os.geteuid() == 0:
             os.chown(folder, _account().pw_uid, _account().pw_gid)
-        server = PostgreSQL(_binaries(folder), folder)
+        server = PostgreSQL(_binaries(folder), folder, settings=settings)
         _make_cluster(server)
         server.start()
         try:
