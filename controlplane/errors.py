@@ -192,6 +192,17 @@ class IdempotencyInProgress(Conflict):
     code = "idempotency_in_progress"
 
 
+class DatabaseAway(TroupeError):
+    """The database cannot be used just now; nothing was changed."""
+
+    status = 503
+    code = "database_away"
+
+
+class CommitUnknown(DatabaseAway):
+    """The database went away while this was being stored; repeat it with the same Idempotency-Key."""
+
+
 class NoPods(TroupeError):
     """No pod is known that could do this work."""
 

@@ -4,91 +4,141 @@ from __future__ import annotations
 
 import asyncio
 import random
-import sqlite3
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, create_engine, event
+from sqlalchemy import Connection, create_engine
 from sqlalchemy.engine import Engine, make_url
-from sqlalchemy.exc import DataError, DBAPIError
+from sqlalchemy.exc import DBAPIError
 
-from controlplane.db import events
-from controlplane.db.postgresql import connect_options, is_race, with_driver
-from controlplane.errors import BadRequest, TroupeError
+from controlplane import failpoints
+from controlplane.db import events, sqlite
+from controlplane.db.faults import name_of, of_commit, of_statement, unknown
+from controlplane.db.group_commit import GroupCommit
+from controlplane.db.postgresql import connect_options, is_lost, is_race, with_driver
+from controlplane.errors import CommitUnknown, TroupeError
 
 T = TypeVar("T")
 
-SQLITE_BUSY_SECONDS = 30
 READERS = 4
 WRITERS = 8
 TRIES = 6
 """How often a write is run that met another one on PostgreSQL."""
 LONGEST_PAUSE_SECONDS = 0.05
+AWAY_SECONDS = 10.0
+"""How long a transaction waits for a database server that is gone to come back."""
+AWAY_PAUSE_SECONDS = 0.25
 
 
 class Database:
     """One engine; lives as long as the application.
 
     ``await db.read(fn, *args)`` and ``await db.write(fn, *args)`` call ``fn(connection, *args)`` in a thread. ``fn``
-    is synchronous, so a network call that awaits inside a transaction is impossible. SQLite gets one writer thread:
-    writers never meet the busy handler inside this process.
+    is synchronous, so a network call that awaits inside a transaction is impossible. SQLite gets one writer thread,
+    which commits together what waits at the same moment: writers never meet the busy handler inside this process.
 
     A read sees one moment of the database, however many statements it makes. Writes of other processes are kept out
     by SQLite; on PostgreSQL (READ COMMITTED) every statement sees what was committed before it, and a write that
     decides on what it has read locks those rows (``with_for_update``, nothing on SQLite). A write that met another
     one all the same - a deadlock, a unique key that was free a moment ago - is run again and sees what the other
     did, so ``fn`` may run more than once and must leave no trace outside its transaction.
+
+    A server that goes away is waited for, AWAY_SECONDS long: reads, and writes that had not come to their COMMIT, are
+    run again on a new connection. Then DatabaseAway is raised: nothing was done. A connection that broke during a
+    COMMIT leaves open whether it was done, and raises CommitUnknown; see ``write_fenced``.
     """
 
     def __init__(self, url: str) -> None:
         """Open ``url`` (SQLAlchemy form); nothing is created here, see ``migrate``."""
         self.url = url
-        self.engine: Engine = _make_engine(url)
-        self.is_sqlite = self.engine.dialect.name == "sqlite"
+        self.is_sqlite = make_url(url).get_backend_name() == "sqlite"
+        self.engine: Engine = sqlite.make_engine(url) if self.is_sqlite else _make_postgresql_engine(url)
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="db-read")
-        self._writers = ThreadPoolExecutor(1 if self.is_sqlite else WRITERS, thread_name_prefix="db-write")
+        self._writers = ThreadPoolExecutor(WRITERS, thread_name_prefix="db-write")
+        self._group = GroupCommit(self.engine) if self.is_sqlite else None
 
     async def read(self, fn: Callable[..., T], *args: Any) -> T:
-        """Run ``fn(connection, *args)`` on a read-only transaction."""
+        """Run ``fn(connection, *args)`` on a read-only transaction. DatabaseAway."""
         return await asyncio.get_running_loop().run_in_executor(self._readers, self.read_sync, fn, *args)
 
     async def write(self, fn: Callable[..., T], *args: Any) -> T:
-        """Run ``fn(connection, *args)`` and commit; an exception rolls everything back.
+        """Run ``fn(connection, *args)`` and commit; an exception rolls everything back. DatabaseAway, CommitUnknown.
 
         The transaction is shielded: a cancelled caller never leaves it half-known.
         """
+        if self._group is not None:
+            done: T = await self._group.write(fn, args)
+            return done
         future = asyncio.get_running_loop().run_in_executor(self._writers, self.write_sync, fn, *args)
         return await asyncio.shield(future)
 
+    async def write_fenced(self, fn: Callable[..., T], *args: Any) -> T:
+        """The same for a write that may be repeated: where nobody knows whether it was committed it is run again.
+
+        That is sound for a ``fn`` whose second run, after a first one that was committed, is refused or changes
+        nothing. The steps of the engine are such, as each reads its job again under ``claim_no`` first:
+
+        - a claim takes queued jobs only, so its second run takes other ones. Those of the first have their attempt's
+          row, and nobody at work on them: their lease runs out, and whoever takes them over asks the pod first;
+        - a take-over and a renewal of leases set what they set before, under the claim that they find;
+        - notes (submitted, running, progress) write the same values again; an event may be told twice, no state is;
+        - an ending (succeeded, failed, cancelled) and a return to the queue find the job no longer held and raise
+          StaleClaim: the first run was committed, there is nothing left to do;
+        - an asset is marked as stored or deleted, a thumbnail noted: the same values again.
+
+        What inserts a row under an id that ``fn`` makes up itself is not such: it would insert a second one.
+        """
+        end = time.monotonic() + AWAY_SECONDS
+        while True:
+            try:
+                return await self.write(fn, *args)
+            except CommitUnknown:
+                if time.monotonic() > end:
+                    raise
+            await asyncio.sleep(AWAY_PAUSE_SECONDS)
+
     def read_sync(self, fn: Callable[..., T], *args: Any) -> T:
         """The same as ``read`` for code that has no event loop."""
-        with self.engine.connect() as connection:
-            self._begin_read(connection)
-            try:
-                return fn(connection, *args)
-            except DataError as error:
-                raise _unstorable() from error
-            finally:
-                connection.rollback()
+        return self._patiently(partial(self._read_once, fn, *args))
 
     def write_sync(self, fn: Callable[..., T], *args: Any) -> T:
         """The same as ``write`` for code that has no event loop."""
-        for tried in range(1, TRIES):
-            try:
-                return self._write_once(fn, *args)
-            except DBAPIError as error:
-                if not is_race(error):
-                    raise
-            time.sleep(random.uniform(0.0, LONGEST_PAUSE_SECONDS * tried))
-        return self._write_once(fn, *args)
+        return self._patiently(partial(self._write_once, fn, *args))
 
-    def _begin_read(self, connection: Connection) -> None:
-        if self.is_sqlite:
-            connection.exec_driver_sql("BEGIN")
-        else:
-            connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+    def _patiently(self, once: Callable[[], T]) -> T:
+        """Run a transaction until it is through, has failed for good, or has waited long enough."""
+        end, tries = time.monotonic() + AWAY_SECONDS, TRIES
+        while True:
+            try:
+                return once()
+            except DBAPIError as error:
+                if not self.is_sqlite and is_race(error) and tries > 1:
+                    tries -= 1
+                    pause = random.uniform(0.0, LONGEST_PAUSE_SECONDS * (TRIES - tries))
+                elif not self.is_sqlite and is_lost(error) and time.monotonic() < end:
+                    pause = random.uniform(0.2, 1.0) * AWAY_PAUSE_SECONDS
+                else:
+                    told = of_statement(error)
+                    if told is error:
+                        raise
+                    raise told from error
+            except failpoints.Cut:
+                pause = 0.0
+            time.sleep(pause)
+
+    def _read_once(self, fn: Callable[..., T], *args: Any) -> T:
+        with self.engine.connect() as connection:
+            if self.is_sqlite:
+                connection.exec_driver_sql("BEGIN")
+            else:
+                connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+            try:
+                return fn(connection, *args)
+            finally:
+                connection.rollback()
 
     def _write_once(self, fn: Callable[..., T], *args: Any) -> T:
         with self.engine.connect() as connection:
@@ -98,42 +148,34 @@ class Database:
             try:
                 result = fn(connection, *args)
                 events.write_waiting(connection)
-            except DataError as error:
-                connection.rollback()
-                raise _unstorable() from error
+                failpoints.reach(f"{name_of(fn)} before commit")
             except BaseException:
                 connection.rollback()
                 raise
-            connection.commit()
+            self._commit(connection)
+            try:
+                failpoints.reach(f"{name_of(fn)} after commit")
+            except failpoints.Cut:
+                raise unknown() from None
             return result
+
+    def _commit(self, connection: Connection) -> None:
+        try:
+            connection.commit()
+        except DBAPIError as error:
+            told = of_commit(error)
+            connection.invalidate()
+            if isinstance(told, CommitUnknown):
+                raise told from error
+            raise
 
     async def close(self) -> None:
         """Wait for running transactions and close every connection."""
         await asyncio.to_thread(self._readers.shutdown)
         await asyncio.to_thread(self._writers.shutdown)
+        if self._group is not None:
+            await asyncio.to_thread(self._group.close)
         self.engine.dispose()
-
-
-def _unstorable() -> BadRequest:
-    """PostgreSQL refuses a NUL, an over-long text or an over-large number where SQLite would take it."""
-    return BadRequest("A value of this request cannot be stored: too long, too large, or a text with NUL in it.")
-
-
-def _make_engine(url: str) -> Engine:
-    if make_url(url).get_backend_name() != "sqlite":
-        return _make_postgresql_engine(url)
-    engine = create_engine(url, connect_args={"timeout": SQLITE_BUSY_SECONDS, "check_same_thread": False})
-
-    @event.listens_for(engine, "connect")
-    def _pragmas(connection: sqlite3.Connection, _record: object) -> None:
-        # The driver must not open transactions by itself: we say BEGIN or BEGIN IMMEDIATE.
-        connection.isolation_level = None
-        cursor = connection.cursor()
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "temp_store=MEMORY"):
-            cursor.execute(f"PRAGMA {pragma}")
-        cursor.close()
-
-    return engine
 
 
 def _make_postgresql_engine(url: str) -> Engine:
@@ -142,7 +184,6 @@ def _make_postgresql_engine(url: str) -> Engine:
         return create_engine(
             with_driver(url),
             isolation_level="READ COMMITTED",
-            pool_pre_ping=True,
             pool_size=READERS + WRITERS,
             max_overflow=2,
             connect_args=connect_options(url),

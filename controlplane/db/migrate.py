@@ -10,7 +10,7 @@ from sqlalchemy import Connection, func, make_url, select
 from sqlalchemy.exc import OperationalError
 
 from controlplane.db.database import Database
-from controlplane.errors import TroupeError
+from controlplane.errors import DatabaseAway, TroupeError
 
 MIGRATIONS = Path(__file__).resolve().parent / "migrations"
 _LOCK = 0x74726F76  # any fixed number
@@ -28,8 +28,9 @@ def migrate(url: str) -> None:
     database = Database(url)
     try:
         database.write_sync(upgrade)
-    except OperationalError as error:
-        raise TroupeError(f"The database cannot be used: {error.orig}") from error
+    except (OperationalError, DatabaseAway) as error:
+        told = error.orig if isinstance(error, OperationalError) else error
+        raise TroupeError(f"The database cannot be used: {told}") from error
     finally:
         database.engine.dispose()
 

@@ -285,7 +285,10 @@ def test_a_missing_driver_is_told_with_its_remedy(monkeypatch: pytest.MonkeyPatc
         Database("postgresql://me@host/db")
 
 
-def test_a_database_that_does_not_answer_is_told_without_a_password(tmp_path: Path) -> None:
+def test_a_database_that_does_not_answer_is_told_without_a_password(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("controlplane.db.database.AWAY_SECONDS", 0.5)
     with pytest.raises(TroupeError, match="cannot be used") as caught:
         migrate(f"postgresql://me:hush@/db?host={tmp_path}")
     assert "hush" not in str(caught.value)
