@@ -33,7 +33,11 @@ DEFAULT_PROJECT = "default"
 # A statement uses a partial index only where it says the same in literals.
 QUEUED_ROWS = "status = 'queued'"
 HELD_ROWS = "status IN ('claimed', 'submitted', 'submit_unknown', 'running', 'collecting', 'cancelling')"
+WAITING_ROWS = "state = 'waiting'"
 LIVE_ROWS = "status IN ('created', 'submitted', 'running')"
+
+# SQLite's INTEGER holds 64 bits.
+_LONG = BigInteger().with_variant(Integer, "sqlite")
 
 projects = Table(
     "projects",
@@ -274,6 +278,9 @@ installation = Table(
     "installation",
     metadata,
     Column("id", String(20), primary_key=True, comment="in the names of the pods it rents"),
+    Column("webhooks", String(16), nullable=False, server_default="", comment="version of the set; empty: never any"),
+    Column("events_dropped_to", _LONG, nullable=False, server_default=text("0"), comment="the log is cut off up to it"),
+    Column("progress_dropped_to", _LONG, nullable=False, server_default=text("0")),
 )
 
 assets = Table(
@@ -325,6 +332,53 @@ events = Table(
     Index("ix_events_job", "job_id", "id"),
     Index("ix_events_project", "project_id", "id"),
     sqlite_autoincrement=True,
+)
+
+webhooks = Table(
+    "webhooks",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("project_id", String(64), nullable=False),
+    Column("url", Text, nullable=False),
+    Column("types", JSON, nullable=False, comment="[type of event]"),
+    Column("description", Text, nullable=False, server_default=""),
+    Column("enabled", Boolean, nullable=False),
+    Column("disabled_reason", Text, nullable=False, server_default=""),
+    Column("secret", Text, nullable=False, comment="what signs; shown once"),
+    Column("previous_secret", Text, comment="signs as well until previous_until"),
+    Column("previous_until", Float),
+    Column("failing_since", Float, comment="null while the last attempt went well"),
+    Column("created_at", Float, nullable=False),
+    Column("updated_at", Float, nullable=False),
+    Index("ix_webhooks_project", "project_id", "created_at"),
+)
+
+webhook_deliveries = Table(
+    "webhook_deliveries",
+    metadata,
+    Column("id", String(40), primary_key=True, comment="the webhook-id of every try"),
+    Column("project_id", String(64), nullable=False),
+    Column("webhook_id", String(40), nullable=False),
+    Column("event_id", _LONG, comment="null for a test"),
+    Column("type", String(40), nullable=False),
+    Column("state", String(12), nullable=False, comment="waiting | delivered | failed"),
+    Column("body", Text, comment="what is sent, the same at every try; null before the first"),
+    Column("tries", Integer, nullable=False),
+    Column("claim_no", Integer, nullable=False),
+    Column("next_at", Float, nullable=False, comment="while somebody tries: when that attempt counts as lost"),
+    Column("attempts", JSON, nullable=False, comment="[{at, status, seconds, error, answer}]"),
+    Column("created_at", Float, nullable=False),
+    Column("finished_at", Float),
+    UniqueConstraint("webhook_id", "event_id"),
+    Index(
+        "ix_webhook_deliveries_due",
+        "next_at",
+        "webhook_id",
+        sqlite_where=text(WAITING_ROWS),
+        postgresql_where=text(WAITING_ROWS),
+    ),
+    Index("ix_webhook_deliveries_list", "webhook_id", "created_at", "id"),
+    Index("ix_webhook_deliveries_age", "created_at"),
 )
 
 idempotency_keys = Table(

@@ -1,0 +1,59 @@
+"""Addresses that clients name: which of them we may dial."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+from urllib.parse import urlsplit
+
+AddressRule = Callable[[str], bool]
+"""Whether an IP address may be dialled."""
+
+_NAT64 = IPv6Network("64:ff9b::/96")
+
+
+def is_public(address: str) -> bool:
+    """Whether an IP address belongs to the public internet: not loopback, private, link-local or reserved.
+
+    An IPv6 address that stands for an IPv4 one is judged by that.
+    """
+    found = ip_address(address.split("%")[0])
+    meant = _embedded(found) or found
+    return meant.is_global and not meant.is_multicast
+
+
+def any_address(address: str) -> bool:
+    """Every address, our own network included: for development."""
+    return True
+
+
+def url_fault(url: str, *, private: bool) -> str:
+    """Why we would not send anything to a URL, "" where we would; a name is only judged when it is resolved.
+
+    ``private`` allows our own network and unencrypted connections.
+    """
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        return "it is not a web address"
+    if parts.scheme not in ("https", "http") or not host or port == 0:
+        return "it is not a web address"
+    if parts.username is not None or parts.password is not None:
+        return "it holds a user name"
+    if parts.scheme == "http" and not private:
+        return "it is not https"
+    try:
+        inside = not is_public(host)
+    except ValueError:
+        return ""
+    return "its host is not on the public internet" if inside and not private else ""
+
+
+def _embedded(found: IPv4Address | IPv6Address) -> IPv4Address | None:
+    if isinstance(found, IPv4Address):
+        return None
+    if found in _NAT64:
+        return IPv4Address(found.packed[-4:])
+    teredo = found.teredo[1] if found.teredo is not None else None
+    return found.ipv4_mapped or found.sixtofour or teredo
