@@ -83,6 +83,14 @@ def of_attempt(c: Connection, attempt_id: str) -> list[Asset]:
     return [_asset(row) for row in c.execute(query).mappings()]
 
 
+def ids_by_upload(c: Connection, attempt_id: str) -> dict[str, str]:
+    """The files of an attempt that were promised: reference -> asset id."""
+    query = select(_assets.c.upload, _assets.c.id).where(
+        _assets.c.attempt_id == attempt_id, _assets.c.upload.is_not(None), _assets.c.status != "deleted"
+    )
+    return {upload: asset_id for upload, asset_id in c.execute(query)}
+
+
 def change(c: Connection, project_id: str, asset_id: str, values: Mapping[str, Any]) -> None:
     """Set columns of an asset."""
     c.execute(update(_assets).where(_is(project_id, asset_id)).values(**values))

@@ -312,10 +312,19 @@ assets = Table(
     Column("favourite", Boolean, nullable=False, default=False),
     Column("metadata", JSON, nullable=False),
     Column("created_at", Float, nullable=False),
+    Column("upload", String(64), comment="the reference under which a pod promised it before it was stored"),
     Index("ix_assets_list", "project_id", "created_at", "id"),
     Index("ix_assets_character", "project_id", "character_id", "created_at"),
     Index("ix_assets_job", "job_id", "position"),
     Index("ix_assets_attempt", "attempt_id", "kind", "position"),
+    Index(
+        "uq_assets_upload",
+        "attempt_id",
+        "upload",
+        unique=True,
+        sqlite_where=text("upload IS NOT NULL"),
+        postgresql_where=text("upload IS NOT NULL"),
+    ),
 )
 
 events = Table(

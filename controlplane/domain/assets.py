@@ -62,6 +62,8 @@ class Asset:
     rating: str | None = None
     favourite: bool = False
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    upload: str | None = None
+    """The reference under which a pod promised it before it was stored."""
 
     @property
     def is_public(self) -> bool:
