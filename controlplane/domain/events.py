@@ -24,6 +24,17 @@ POD_RESTARTED = "pod.restarted"
 POD_LOST = "pod.lost"
 PROJECT_PAUSED = "project.paused"
 PROJECT_RESUMED = "project.resumed"
+WEBHOOK_DISABLED = "webhook.disabled"
+
+TYPES = (
+    JOB_QUEUED, JOB_STARTED, JOB_PROGRESS, JOB_WARNING, JOB_RETRYING, JOB_SUCCEEDED, JOB_FAILED, JOB_CANCELLED,
+    CHARACTER_CREATED, CHARACTER_READY, CHARACTER_FAILED, VERSION_READY,
+    POD_JOINING, POD_READY, POD_RESTARTED, POD_LOST, PROJECT_PAUSED, PROJECT_RESUMED, WEBHOOK_DISABLED,
+)  # fmt: skip
+"""Everything that may happen."""
+
+STREAM_GAP = "stream.gap"
+"""Told by a stream only: what lay between the id it was to go on behind and what follows is no longer kept."""
 
 JOB_FINAL = frozenset({JOB_SUCCEEDED, JOB_FAILED, JOB_CANCELLED})
 

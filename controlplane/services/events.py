@@ -1,4 +1,4 @@
-"""Events: writing them with the change they tell of, and reading them as a live stream that can be resumed."""
+"""Events: writing them with the change they tell of, and the hints that wake whoever waits for them."""
 
 from __future__ import annotations
 
@@ -6,16 +6,13 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from sqlalchemy import Connection
 
 from controlplane.db import events as event_rows
-from controlplane.db import jobs as job_rows
-from controlplane.db.database import Database
-from controlplane.domain.events import JOB_FINAL, Event
-from controlplane.domain.jobs import Job, is_final
+from controlplane.domain.jobs import Job
 
 
 class Hints:
@@ -26,11 +23,14 @@ class Hints:
 
     JOBS = "jobs"
     EVENTS = "events"
-    TOPICS = (JOBS, EVENTS)
+    PODS = "pods"
+    WEBHOOKS = "webhooks"
+    TOPICS = (JOBS, EVENTS, PODS, WEBHOOKS)
 
     def __init__(self, tell_others: Callable[..., None] | None = None) -> None:
         self._counts: Counter[str] = Counter()
         self._bells: dict[str, asyncio.Event] = {}
+        self._calls: dict[str, list[Callable[[], None]]] = {}
         self._tell_others = tell_others
 
     def wake(self, *topics: str) -> None:
@@ -46,6 +46,12 @@ class Hints:
             bell = self._bells.pop(topic, None)
             if bell is not None:
                 bell.set()
+            for call in self._calls.get(topic, ()):
+                call()
+
+    def on(self, topic: str, call: Callable[[], None]) -> None:
+        """Call something quick at every wake of a topic, for those who wait for several things at once."""
+        self._calls.setdefault(topic, []).append(call)
 
     def count(self, topic: str) -> int:
         """How often a topic was woken: take it before looking, hand it to ``wait``, and no hint in between is lost."""
@@ -80,51 +86,3 @@ def append_of_job(c: Connection, job: Job, type: str, now: float, **data: Any) -
     """Write an event of one job, with its id, kind, status and progress."""
     told = {"job_id": job.id, "kind": job.kind, "status": job.status, "progress": dict(job.progress), **data}
     append(c, job.project_id, type, told, job.id, job.character_id, now)
-
-
-class Events:
-    """Live streams over the event log."""
-
-    def __init__(self, db: Database, hints: Hints, poll_seconds: float = 1.0) -> None:
-        self._db = db
-        self._hints = hints
-        self._poll_seconds = poll_seconds
-
-    async def stream(
-        self,
-        project_id: str,
-        *,
-        job_id: str | None = None,
-        character_id: str | None = None,
-        after: int | None = None,
-    ) -> AsyncIterator[Event]:
-        """Yield events with an id above ``after``, old ones first, then live ones.
-
-        Without ``after`` a job's stream begins with its first event and any other one with what happens from now on.
-        A job's stream ends after its final event; other streams go on until the reader stops.
-        """
-        position = after
-        if position is None:
-            position = 0 if job_id is not None else await self._db.read(event_rows.last_id, project_id)
-        while True:
-            seen = self._hints.count(Hints.EVENTS)
-            batch, over = await self._db.read(_look, project_id, position, job_id, character_id)
-            for event in batch:
-                position = event.id
-                yield event
-                if job_id is not None and event.type in JOB_FINAL:
-                    return
-            if not batch and over:
-                return
-            if not batch:
-                await self._hints.wait(Hints.EVENTS, seen, self._poll_seconds)
-
-
-def _look(
-    c: Connection, project_id: str, after: int, job_id: str | None, character_id: str | None
-) -> tuple[list[Event], bool]:
-    batch = event_rows.after(c, project_id, after, job_id, character_id)
-    if batch or job_id is None:
-        return batch, False
-    job = job_rows.get(c, project_id, job_id)
-    return batch, job is None or is_final(job.status)
