@@ -36,7 +36,8 @@ from controlplane.services import generation as generation_hooks
 from controlplane.services import training as training_hooks
 from controlplane.services.assets import Assets
 from controlplane.services.characters import Characters
-from controlplane.services.events import Events, Hints
+from controlplane.services.event_streams import Events
+from controlplane.services.events import Hints
 from controlplane.services.generation import Generation
 from controlplane.services.jobs import Jobs
 from controlplane.services.outcomes import Hooks

@@ -9,7 +9,7 @@ from aiohttp import web
 from controlplane.api.metrics import RequestMetrics
 from controlplane.services.assets import Assets
 from controlplane.services.characters import Characters
-from controlplane.services.events import Events
+from controlplane.services.event_streams import Events
 from controlplane.services.generation import Generation
 from controlplane.services.jobs import Jobs
 from controlplane.services.overview import Overview

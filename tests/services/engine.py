@@ -20,7 +20,8 @@ from controlplane.domain.jobs import Attempt, Job, JobResult, NewJob, is_final
 from controlplane.domain.pods import Pod
 from controlplane.ports import Provider
 from controlplane.providers.comfyui import ComfyUIProvider, Pace
-from controlplane.services.events import Events, Hints
+from controlplane.services.event_streams import Events
+from controlplane.services.events import Hints
 from controlplane.services.jobs import Jobs, JobView
 from controlplane.services.outcomes import Hooks
 from controlplane.services.pods import Pods
