@@ -58,7 +58,6 @@ from controlplane.workflows.catalog import Catalog
 log = logging.getLogger("troupe.app")
 
 POD_SWEEP_SECONDS = 10.0
-ASSET_SWEEP_SECONDS = 300.0
 RESTART_SECONDS = 2.0
 SHUTDOWN_SECONDS = 5.0
 
@@ -189,7 +188,10 @@ async def _background(app: web.Application) -> AsyncIterator[None]:
             asyncio.create_task(_kept_up("scheduler", scheduler.run)),
             asyncio.create_task(_kept_up("pod sweep", lambda: _every(POD_SWEEP_SECONDS, parts.services.pods.sweep))),
             asyncio.create_task(
-                _kept_up("asset sweep", lambda: _every(ASSET_SWEEP_SECONDS, parts.services.assets.sweep))
+                _kept_up(
+                    "asset sweep",
+                    lambda: _every(parts.settings.asset_sweep_seconds, parts.services.assets.sweep),
+                )
             ),
             asyncio.create_task(
                 _kept_up(

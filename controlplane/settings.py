@@ -61,6 +61,10 @@ class Settings(BaseSettings):
     prefer_wait_max_seconds: float = 90.0
     upload_url_seconds: float = 3600.0
     file_url_seconds: float = 24 * 3600.0
+    asset_grace_seconds: float = 3600.0
+    """How long a file that was announced may take to be claimed by a job's end; then it is deleted."""
+    asset_sweep_seconds: float = 300.0
+    """How often such files are looked for."""
 
     installation: str = Field("", pattern="^([a-z0-9]{4,20})?$")
     """This installation's id in the names of rented pods; empty means the one made with the database. A copy of a

@@ -37,7 +37,6 @@ from controlplane.settings import Settings
 
 # A LoRA of SDXL at rank 32 in full precision with its optimiser has 1 GB; no person uploads a state.
 MAX_STATE_BYTES = 4 * 2**30
-ABANDONED_AFTER_SECONDS = 3600.0
 SWEEP_AT_ONCE = 200
 
 
@@ -136,7 +135,7 @@ class Assets:
 
     async def sweep(self) -> int:
         """Delete what losing attempts, cancelled jobs and interrupted deletions left behind; says how many files."""
-        before = self._clock.now() - ABANDONED_AFTER_SECONDS
+        before = self._clock.now() - self._settings.asset_grace_seconds
         await self._db.write(asset_rows.abandon_pending, before)
         assets = await self._db.read(asset_rows.deleted, SWEEP_AT_ONCE)
         await purge(self._db, self._blobs, assets)
