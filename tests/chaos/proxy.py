@@ -31,7 +31,8 @@ class Fault:
     pattern: re.Pattern[str]
     how: str
     seconds: float = 0.0
-    action: Callable[[], Awaitable[None]] | None = None
+    action: Callable[[Link], Awaitable[None]] | None = None
+    """Given the link of the request."""
     fired: asyncio.Event = field(default_factory=asyncio.Event)
 
     def take(self, request: str, hows: tuple[str, ...]) -> bool:
@@ -81,8 +82,14 @@ class Cut(ConnectionError):
 class Link:
     """One HTTP address that leads to another; ``faults`` are shared by whoever has them."""
 
-    def __init__(self, upstream: Upstream, faults: list[Fault], addresses: Mapping[str, str] | None = None) -> None:
-        """``addresses``: what a registering pod calls itself -> what the control plane is told instead."""
+    def __init__(
+        self, upstream: Upstream, faults: list[Fault], addresses: Mapping[str, str] | None = None, owner: object = None
+    ) -> None:
+        """``addresses``: what a registering pod calls itself -> what the control plane is told instead.
+
+        ``owner`` is whom a fault's action may want to hit.
+        """
+        self.owner = owner
         self._upstream = upstream
         self._faults = faults
         self._addresses = addresses or {}
@@ -174,7 +181,7 @@ class Link:
                 if fault.how == "duplicate":
                     await self._repeat(head, body)
                 elif fault.action is not None:
-                    await fault.action()
+                    await fault.action(self)
                 await asyncio.sleep(fault.seconds)
 
     async def _after(self, request: str) -> None:
@@ -183,7 +190,7 @@ class Link:
                 if fault.how == "cut after":
                     raise Cut
                 if fault.action is not None:
-                    await fault.action()
+                    await fault.action(self)
 
     async def _repeat(self, head: Head, body: bytes) -> None:
         """Send it on a connection of its own first; nobody sees that answer."""
@@ -226,11 +233,10 @@ class Pipe:
             self.cut_all()
             await self._server.wait_closed()
 
-    def cut_all(self) -> int:
-        """Break every connection; says how many there were."""
+    def cut_all(self) -> None:
+        """Break every connection that is open now."""
         for writer in list(self._open):
             writer.transport.abort()
-        return len(self._open)
 
     async def stall(self, seconds: float) -> None:
         """Let nothing through for a while."""

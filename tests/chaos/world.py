@@ -27,6 +27,7 @@ HERE = Path(__file__).parent
 TRAINER = HERE / "quick_trainer.py"
 SOCKET = ".s.PGSQL.5432"
 JOIN_TOKEN = "chaos"
+SWEEP_SECONDS = 2.0
 GRACE_SECONDS = 15.0
 """How old an unclaimed file must be before the sweep may delete it."""
 
@@ -43,7 +44,9 @@ class World:
     pods: list[Program] = field(default_factory=list)
     doors: list[Link] = field(default_factory=list)
     hall: Link | None = None
-    """Where pods and files reach any of the control planes."""
+    """Where files reach any of the control planes."""
+    halls: list[Link] = field(default_factory=list)
+    """Where each pod reaches any of the control planes."""
     pod_links: list[Link] = field(default_factory=list)
     pipe: Pipe | None = None
     database: DatabaseServer | None = None
@@ -108,15 +111,17 @@ async def _network(made: World, stack: contextlib.AsyncExitStack) -> dict[str, s
 
     names = [f"pod-{number}" for number in range(shape.picture_pods)] + (["trainer"] if shape.trainings else [])
     made.pods = [Program(name, (), {}, free_port(), made.folder / f"{name}.log") for name in names]
-    made.pod_links = [Link(lambda pod=pod: pod.address, made.pod_faults) for pod in made.pods]
-    made.doors = [Link(lambda one=one: one.address, made.client_faults) for one in made.servers]
+    made.pod_links = [Link(lambda pod=pod: pod.address, made.pod_faults, owner=pod) for pod in made.pods]
+    made.doors = [Link(lambda one=one: one.address, made.client_faults, owner=one) for one in made.servers]
     for link in (*made.pod_links, *made.doors):
         await link.start()
         stack.push_async_callback(link.stop)
     addresses = {f"http://127.0.0.1:{pod.port}": link.url for pod, link in zip(made.pods, made.pod_links, strict=True)}
-    made.hall = Link(any_server, made.hall_faults, addresses)
-    await made.hall.start()
-    stack.push_async_callback(made.hall.stop)
+    made.hall = Link(any_server, made.hall_faults)
+    made.halls = [Link(any_server, made.hall_faults, addresses, owner=pod) for pod in made.pods]
+    for link in (made.hall, *made.halls):
+        await link.start()
+        stack.push_async_callback(link.stop)
     return await _database(made, stack)
 
 
@@ -154,8 +159,8 @@ def _servers(made: World, environment: dict[str, str]) -> list[Program]:
         "TROUPE_LOST_AFTER_SECONDS": "8",
         "TROUPE_STALL_SECONDS": "20",
         "TROUPE_SUBMIT_TIMEOUT_SECONDS": "5",
-        "TROUPE_ABANDONED_AFTER_SECONDS": str(GRACE_SECONDS),
-        "TROUPE_ASSET_SWEEP_SECONDS": "2",
+        "TROUPE_ASSET_GRACE_SECONDS": str(GRACE_SECONDS),
+        "TROUPE_ASSET_SWEEP_SECONDS": str(SWEEP_SECONDS),
         "TROUPE_CHAOS_PLANTED": shape.planted,
         "OMP_NUM_THREADS": "1",
     }
@@ -171,16 +176,15 @@ def _servers(made: World, environment: dict[str, str]) -> list[Program]:
 
 
 def _pods(made: World) -> list[Program]:
-    assert made.hall is not None
     interpreter = made.folder / "trainer-python"
     interpreter.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{TRAINER}" "$@"\n')
     interpreter.chmod(interpreter.stat().st_mode | stat.S_IXUSR)
-    for pod in made.pods:
+    for pod, hall in zip(made.pods, made.halls, strict=True):
         data = made.folder / "pods" / pod.name
         pod.arguments = (
             *(sys.executable, "-m", "pod_images.embedded", "--engine", "tiny", "--threads", "1"),
             *("--node-pack", str(HERE / "nodes"), "--data", str(data), "--port", str(pod.port)),
-            *("--control-plane", made.hall.url, "--name", pod.name, "--parent-pid", str(os.getpid())),
+            *("--control-plane", hall.url, "--name", pod.name, "--parent-pid", str(os.getpid())),
             *("--labels", "train" if pod.name == "trainer" else "image,video"),
         )
         pod.environment = {

@@ -1,0 +1,96 @@
+"""One chaos run from its first request to its audit."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from tests.chaos.audit import Findings, audited
+from tests.chaos.clients import Clients
+from tests.chaos.points import Prelude
+from tests.chaos.shape import Shape, Wishes
+from tests.chaos.strikes import Director, Tally
+from tests.chaos.world import GRACE_SECONDS, SWEEP_SECONDS, World, pods_joined, world
+
+SETTLE_SECONDS = 180.0
+"""How long after the last strike the last job may take to end."""
+AHEAD_PAUSE_SECONDS = 0.15
+"""Between two requests while there are more strikes left than jobs to go with them."""
+LONGEST_RUN_SECONDS = 3600.0
+
+
+@dataclass
+class Outcome:
+    """How a run went. ``deaths`` by program."""
+
+    shape: Shape
+    findings: Findings
+    tally: Tally
+    seconds: float
+    deaths: dict[str, int] = field(default_factory=dict)
+    seen: set[str] = field(default_factory=set)
+
+    @property
+    def is_good(self) -> bool:
+        return not self.findings.violations
+
+
+async def chaos(shape: Shape, folder: Path) -> Outcome:
+    """Run the jobs of a shape through everything that can fail, then count. NoServer where there is no PostgreSQL."""
+    began = time.monotonic()
+    async with world(shape, folder) as made:
+        await pods_joined(made, len(made.pods))
+        clients = Clients([door.url for door in made.doors], shape.seed)
+        async with clients.connected():
+            tally = await _struck(made, clients)
+            await _settled(made, clients)
+            await asyncio.sleep(GRACE_SECONDS + 2 * SWEEP_SECONDS)
+            findings = await audited(made, clients.ledger)
+        deaths = {program.name: program.deaths for program in (*made.servers, *made.pods)}
+        if made.database is not None:
+            deaths["database server"] = made.database.deaths
+        return Outcome(shape, findings, tally, time.monotonic() - began, deaths, made.seen())
+
+
+async def _struck(made: World, clients: Clients) -> Tally:
+    """Ask for every job while every strike is made; ask for more where strikes are left."""
+    shape, wishes = made.shape, Wishes(made.shape)
+    wanted: set[asyncio.Task[None]] = set()
+
+    def want(**changes: object) -> None:
+        wish = replace(wishes.next(), **changes)  # type: ignore[arg-type]
+        task = asyncio.create_task(clients.want(wish))
+        wanted.add(task)
+
+    async def ask(prelude: Prelude) -> None:
+        if prelude == "training":
+            want(training=True, cancel_after=None, twin=False)
+        elif prelude == "cancel":
+            want(training=False, seconds=3.0, cancel_after=0.7, again=False)
+        elif prelude == "stream":
+            want(training=False, streamed=True, cancel_after=None)
+
+    director = Director(made, ask)
+    striking = asyncio.create_task(director.run())
+    end = time.monotonic() + LONGEST_RUN_SECONDS
+    while (wishes.made < shape.jobs or not striking.done()) and time.monotonic() < end:
+        await clients.room(shape.outstanding)
+        want()
+        is_ahead = wishes.made / shape.jobs > 1.0 - director.left / max(1, director.total)
+        await asyncio.sleep(AHEAD_PAUSE_SECONDS if is_ahead else 0.0)
+        if striking.done() and (error := striking.exception()) is not None:
+            raise error
+    await striking
+    await asyncio.gather(*wanted)
+    return director.tally
+
+
+async def _settled(made: World, clients: Clients) -> None:
+    """Wait until every accepted job has ended; the audit tells which have not."""
+    end = time.monotonic() + SETTLE_SECONDS
+    for server in made.servers:
+        await server.ready()
+    while clients.outstanding() and time.monotonic() < end:
+        await clients.room(clients.outstanding())
