@@ -39,6 +39,7 @@ from controlplane.services.characters import Characters
 from controlplane.services.event_streams import Events
 from controlplane.services.events import Hints
 from controlplane.services.generation import Generation
+from controlplane.services.idempotency import Repeats
 from controlplane.services.jobs import Jobs
 from controlplane.services.outcomes import Hooks
 from controlplane.services.overview import Overview
@@ -167,6 +168,7 @@ def _parts(settings: Settings, secrets: Secrets) -> Parts:
         overview=Overview(db),
         workflows=Workflows(db, settings, catalog, ComfyNodeFacts()),
         projects=Projects(db, clock, hints),
+        repeats=Repeats(db, clock),
     )
     return Parts(settings, db, clock, hints, store, services, launcher, notices)
 

@@ -186,12 +186,6 @@ class IdempotencyMismatch(Unprocessable):
     code = "idempotency_mismatch"
 
 
-class IdempotencyInProgress(Conflict):
-    """The first request with this Idempotency-Key has not finished."""
-
-    code = "idempotency_in_progress"
-
-
 class DatabaseAway(TroupeError):
     """The database cannot be used just now; nothing was changed."""
 

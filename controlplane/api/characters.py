@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +13,15 @@ from controlplane.api.auth import authenticate
 from controlplane.api.context import services
 from controlplane.api.forms import read_form
 from controlplane.api.image_urls import Fetching, fetched
-from controlplane.api.reading import idempotency_key, json_body, optional_json_body, query, validated
+from controlplane.api.reading import json_body, optional_json_body, query, validated
+from controlplane.api.repeating import answered_once, claim_of
 from controlplane.api.replies import json_reply, page_reply
 from controlplane.api.schemas.characters import CharactersQuery, Consent, CreateCharacter, PatchCharacter, TrainVersion
 from controlplane.api.views import dataset_body, job_links, views
 from controlplane.domain import characters as domain
 from controlplane.errors import NotFound
-from controlplane.services.characters import CharacterPatch, Created, NewCharacter, TrainAgain
+from controlplane.services.characters import CharacterPatch, Created, NewCharacter, TrainAgain, Upload
+from controlplane.services.datasets import digests
 from controlplane.settings import Settings
 
 
@@ -32,13 +36,18 @@ async def list_characters(request: web.Request) -> web.Response:
 
 async def create_character(request: web.Request) -> web.Response:
     """Judge the images and start the first training."""
-    project = authenticate(request).project_id
-    key = idempotency_key(request)
     async with read_form(request, services(request).settings) as form:
         body = validated(CreateCharacter, form.fields)
-        form.files += await fetched(body.image_urls, _fetching(services(request).settings, form.folder))
-        created = await services(request).characters.create(project, _new_character(body), form.files, key)
-    return await _training_reply(request, project, created)
+        # What lies behind image_urls may change; a request that names the same ones asks for the same.
+        once = claim_of(request, body.model_dump(), await asyncio.to_thread(digests, form.files))
+
+        async def work() -> web.Response:
+            files = [*form.files, *await fetched(body.image_urls, _fetching(services(request).settings, form.folder))]
+            project = authenticate(request).project_id
+            created = await services(request).characters.create(project, _new_character(body), files, once)
+            return await _training_reply(request, project, created)
+
+        return await answered_once(request, once, work)
 
 
 async def get_character(request: web.Request) -> web.Response:
@@ -63,16 +72,21 @@ async def delete_character(request: web.Request) -> web.Response:
 
 async def train_version(request: web.Request) -> web.Response:
     """Train a further version: on the images of a form, or on the last ones again."""
-    project, key = authenticate(request).project_id, idempotency_key(request)
-    service = services(request).characters
     if request.content_type == "multipart/form-data":
         async with read_form(request, services(request).settings) as form:
-            again = _train_again(validated(TrainVersion, form.fields))
-            created = await service.train_again(project, _id(request), again, key, form.files)
-    else:
-        again = _train_again(await optional_json_body(request, TrainVersion))
-        created = await service.train_again(project, _id(request), again, key)
-    return await _training_reply(request, project, created)
+            return await _trained_again(request, _train_again(validated(TrainVersion, form.fields)), form.files)
+    return await _trained_again(request, _train_again(await optional_json_body(request, TrainVersion)), [])
+
+
+async def _trained_again(request: web.Request, again: TrainAgain, files: Sequence[Upload]) -> web.Response:
+    once = claim_of(request, again, await asyncio.to_thread(digests, files))
+
+    async def work() -> web.Response:
+        project = authenticate(request).project_id
+        created = await services(request).characters.train_again(project, _id(request), again, once, files)
+        return await _training_reply(request, project, created)
+
+    return await answered_once(request, once, work)
 
 
 async def activate_version(request: web.Request) -> web.Response:

@@ -11,6 +11,7 @@ from controlplane.services.assets import Assets
 from controlplane.services.characters import Characters
 from controlplane.services.event_streams import Events
 from controlplane.services.generation import Generation
+from controlplane.services.idempotency import Repeats
 from controlplane.services.jobs import Jobs
 from controlplane.services.overview import Overview
 from controlplane.services.pods import Pods
@@ -41,6 +42,7 @@ class Services:
     overview: Overview
     workflows: Workflows
     projects: Projects
+    repeats: Repeats
 
 
 SERVICES = web.AppKey("services", Services)

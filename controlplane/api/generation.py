@@ -6,28 +6,23 @@ from typing import Any
 
 from aiohttp import web
 
-from controlplane.api.auth import authenticate
 from controlplane.api.context import services
-from controlplane.api.jobs import reply_with_job
-from controlplane.api.reading import idempotency_key, json_body
+from controlplane.api.jobs import accept
+from controlplane.api.reading import json_body
 from controlplane.api.schemas.generation import Generate, GenerateImage, GenerateVideo
 from controlplane.services.generation import ImageRequest, VideoRequest
 
 
 async def generate_image(request: web.Request) -> web.Response:
     """Accept a request for images."""
-    project = authenticate(request).project_id
     wanted = ImageRequest(**_fields(await json_body(request, GenerateImage)))
-    job = await services(request).generation.submit_image(project, wanted, idempotency_key(request))
-    return await reply_with_job(request, project, job.id)
+    return await accept(request, wanted, services(request).generation.submit_image)
 
 
 async def generate_video(request: web.Request) -> web.Response:
     """Accept a request for a video."""
-    project = authenticate(request).project_id
     wanted = VideoRequest(**_fields(await json_body(request, GenerateVideo)))
-    job = await services(request).generation.submit_video(project, wanted, idempotency_key(request))
-    return await reply_with_job(request, project, job.id)
+    return await accept(request, wanted, services(request).generation.submit_video)
 
 
 def _fields(body: Generate) -> dict[str, Any]:

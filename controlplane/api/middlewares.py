@@ -25,7 +25,7 @@ request_id: ContextVar[str] = ContextVar("request_id", default="")
 """The id of the request that the running task answers."""
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-EXPOSED = "ETag, Location, Retry-After, X-Request-Id, Preference-Applied"
+EXPOSED = "ETag, Location, Retry-After, X-Request-Id, Preference-Applied, Idempotency-Replayed"
 PREFLIGHT = {
     "Access-Control-Allow-Methods": "GET, POST, PATCH, PUT, DELETE",
     "Access-Control-Allow-Headers": (

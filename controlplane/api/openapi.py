@@ -23,12 +23,20 @@ ANYWHERE = (Forbidden, TroupeError)
 """What any address may answer: a page or host that is not allowed, and a defect of ours."""
 
 HEADERS = {
-    "Idempotency-Key": ("A key of your own; the same key and body replay the first answer.", "string"),
+    "Idempotency-Key": (
+        "A key of your own, in quotes or bare, kept for 24 hours per address; the same key and payload replay the "
+        "first answer byte for byte, another payload is refused.",
+        "string",
+    ),
     "Prefer": ("`wait=N` holds the answer up to N seconds, until the job is final.", "string"),
     "Last-Event-ID": ("Go on behind this event.", "string"),
     "Range": ("One range of bytes.", "string"),
     "If-None-Match": ("ETags that you have.", "string"),
     "If-Range": ("The ETag that your range belongs to.", "string"),
+}
+REPLAYED = {
+    "description": "`true` where this is the answer to an earlier request with the same key.",
+    "schema": {"type": "string", "enum": ["true"]},
 }
 TAGS = {
     "characters": "Twenty images and a name in, a character out.",
@@ -166,6 +174,9 @@ def _body(route: Route, schemas: _Schemas) -> Json | None:
 
 def _responses(route: Route, schemas: _Schemas) -> Json:
     responses: Json = {str(status): _response(reply, schemas) for status, reply in route.responses.items()}
+    if "Idempotency-Key" in route.headers:
+        for promised in responses.values():
+            promised["headers"] = {"Idempotency-Replayed": REPLAYED}
     by_status: dict[int, list[type[TroupeError]]] = {}
     problems: tuple[type[TroupeError], ...] = (*route.problems, *ANYWHERE)
     for problem in problems:

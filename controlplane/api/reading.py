@@ -87,14 +87,6 @@ def wait_seconds(request: web.Request, most: float) -> float | None:
     return min(float(found.group(1)), most) if found else None
 
 
-def idempotency_key(request: web.Request) -> str | None:
-    """The Idempotency-Key header; BadRequest where it is empty, over-long or not printable ASCII."""
-    key = request.headers.get("Idempotency-Key")
-    if key is not None and not (1 <= len(key) <= 255 and key.isascii() and key.isprintable()):
-        raise BadRequest("An Idempotency-Key has 1 to 255 printable ASCII characters.")
-    return key
-
-
 def bearer_token(request: web.Request) -> str | None:
     """The token of ``Authorization: Bearer``, None where there is none."""
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")

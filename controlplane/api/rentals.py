@@ -8,7 +8,8 @@ from aiohttp import web
 
 from controlplane.api.auth import authenticate
 from controlplane.api.context import services
-from controlplane.api.reading import idempotency_key, optional_json_body, query
+from controlplane.api.reading import optional_json_body, query
+from controlplane.api.repeating import answered_once, claim_of
 from controlplane.api.replies import json_reply, page_reply
 from controlplane.api.schemas.rentals import RentalsQuery, RentPod
 from controlplane.api.views import moment, moment_or_none
@@ -22,9 +23,13 @@ async def rent_pod(request: web.Request) -> web.Response:
     values: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in body.model_dump().items()
     }
-    project = authenticate(request).project_id
-    rental = await services(request).rentals.rent(project, RentRequest(**values), idempotency_key(request))
-    return _reply(request, rental)
+    wanted = RentRequest(**values)
+    once = claim_of(request, wanted)
+
+    async def work() -> web.Response:
+        return _reply(request, await services(request).rentals.rent(authenticate(request).project_id, wanted, once))
+
+    return await answered_once(request, once, work)
 
 
 async def list_rentals(request: web.Request) -> web.Response:

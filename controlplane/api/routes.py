@@ -73,7 +73,7 @@ class Route:
 
 BODY = (e.BadRequest, e.PayloadTooLarge, e.UnsupportedMediaType, e.Unprocessable)
 LIST = (e.BadRequest, e.Unprocessable)
-IDEMPOTENT = (e.IdempotencyInProgress, e.IdempotencyMismatch)
+IDEMPOTENT = (e.IdempotencyMismatch,)
 GENERATE = (*BODY, *IDEMPOTENT, e.CharacterNotFound, e.NotFound, e.CharacterNotReady, e.BaseMismatch, e.NoPods)
 CREATE_HEADERS = ("Idempotency-Key", "Prefer")
 LAUNCHER = (e.RentingImpossible, e.LauncherRefused, e.LauncherUnpaid, e.LauncherUnreachable)
@@ -136,7 +136,8 @@ ROUTES: tuple[Route, ...] = (
           {200: s_catalog.WorkflowPage}),
     Route("POST", "/workflows", workflows.import_workflow, "Import a workflow from ComfyUI", "workflows",
           {200: s_catalog.ImportedWorkflow, 201: s_catalog.ImportedWorkflow}, request=s_catalog.ImportWorkflow,
-          file=("graph", "file"), problems=(*BODY, e.InvalidTemplate, e.ContentRefused, e.Conflict)),
+          file=("graph", "file"), headers=("Idempotency-Key",),
+          problems=(*BODY, *IDEMPOTENT, e.InvalidTemplate, e.ContentRefused, e.Conflict)),
     Route("GET", "/workflows/{name}", workflows.get_workflow, "Read a workflow template", "workflows",
           {200: s_catalog.WorkflowDetail}, problems=(e.NotFound,)),
     Route("DELETE", "/workflows/{name}", workflows.delete_workflow, "Remove an imported workflow", "workflows",

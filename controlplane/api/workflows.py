@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +14,7 @@ from controlplane.api.auth import authenticate
 from controlplane.api.context import services
 from controlplane.api.forms import read_form
 from controlplane.api.reading import json_body, validated
+from controlplane.api.repeating import answered_once, claim_of
 from controlplane.api.replies import json_reply, page_reply
 from controlplane.api.schemas.catalog import ImportWorkflow
 from controlplane.api.views import model_body, workflow_body
@@ -43,10 +46,17 @@ async def import_workflow(request: web.Request) -> web.Response:
     """Import an API export, or a picture that carries one: find its inputs, and make it usable at once."""
     project = authenticate(request).project_id
     body, source = await _form(request) if request.content_type == "multipart/form-data" else await _json(request)
-    outcome = await services(request).workflows.add(project, source, _wish(body), body.dry_run)
-    links = {"workflow": f"/workflows/{outcome.imported.template.name}"}
-    headers = {"Location": links["workflow"]} if STATUS[outcome.status] == 201 else None
-    return json_reply({**_outcome_body(request, outcome), "links": links}, STATUS[outcome.status], headers)
+    wish = _wish(body)
+    once = claim_of(request, body.model_dump(exclude={"graph"}), hashlib.sha256(source.original).hexdigest())
+    add = functools.partial(services(request).workflows.add, project, source, wish, body.dry_run)
+
+    async def work() -> web.Response:
+        outcome = await (add() if once is None else services(request).repeats.around(once, add))
+        links = {"workflow": f"/workflows/{outcome.imported.template.name}"}
+        headers = {"Location": links["workflow"]} if STATUS[outcome.status] == 201 else None
+        return json_reply({**_outcome_body(request, outcome), "links": links}, STATUS[outcome.status], headers)
+
+    return await answered_once(request, once, work, look=False)
 
 
 async def delete_workflow(request: web.Request) -> web.Response:

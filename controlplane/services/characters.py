@@ -38,7 +38,7 @@ from controlplane.services import datasets, intake
 from controlplane.services.assets import purge
 from controlplane.services.datasets import Material, Upload
 from controlplane.services.events import Hints, append
-from controlplane.services.idempotency import Claim, claim
+from controlplane.services.idempotency import Claim
 from controlplane.services.jobs import Jobs
 from controlplane.services.pod_check import check_pods
 from controlplane.services.summaries import CharacterSummary, character_of, summaries_of, summary_of
@@ -121,16 +121,15 @@ class Characters:
         self._intakes = asyncio.Semaphore(INTAKES_AT_ONCE)
 
     async def create(
-        self, project_id: str, new: NewCharacter, uploads: Sequence[Upload], idempotency_key: str | None = None
+        self, project_id: str, new: NewCharacter, uploads: Sequence[Upload], once: Claim | None = None
     ) -> Created:
         """Judge the images, keep the good ones, and queue the training of version 1.
 
-        Raises Unprocessable, DatasetRejected, NoPods, IdempotencyMismatch; then nothing is left behind.
+        ``once`` is the request's claim where it has an Idempotency-Key. Raises Unprocessable, DatasetRejected, NoPods,
+        IdempotencyMismatch; then nothing is left behind. AnsweredBefore for a repeated request.
         """
         draft = self._draft(project_id, new)
         await self._db.read(_named, draft, new.trigger_word)
-        digests = await asyncio.to_thread(datasets.digests, uploads)
-        once = claim(project_id, idempotency_key, "/characters", new, digests)
         first = await self._db.read(self._first, once)
         if first is not None:
             return first
@@ -150,15 +149,13 @@ class Characters:
         project_id: str,
         character_id: str,
         body: TrainAgain,
-        idempotency_key: str | None = None,
+        once: Claim | None = None,
         uploads: Sequence[Upload] = (),
     ) -> Created:
         """Queue the training of a further version: on new images where there are some, else on the last dataset.
 
-        Raises CharacterNotFound, Unprocessable, DatasetRejected, NoPods, IdempotencyMismatch.
+        Raises CharacterNotFound, Unprocessable, DatasetRejected, NoPods, IdempotencyMismatch, AnsweredBefore.
         """
-        path = f"/characters/{character_id}/versions"
-        once = claim(project_id, idempotency_key, path, body, await asyncio.to_thread(datasets.digests, uploads))
         first = await self._db.read(self._first, once)
         if first is not None:
             return first

@@ -141,7 +141,7 @@ def report_of(c: Connection, project_id: str, dataset_id: str) -> DatasetReport:
 
 
 def digests(uploads: Sequence[Upload]) -> list[tuple[str, str]]:
-    """Name and sha256 of every upload: what an Idempotency-Key is compared by."""
+    """Name and sha256 of every upload: what a repeated request is compared by."""
     found = []
     for upload in uploads:
         with upload.path.open("rb") as file:

@@ -22,7 +22,7 @@ from controlplane.domain.prompts import compose
 from controlplane.errors import NotFound, Unprocessable
 from controlplane.ports import Clock
 from controlplane.services.events import Hints
-from controlplane.services.idempotency import claim
+from controlplane.services.idempotency import Claim
 from controlplane.services.jobs import Jobs
 from controlplane.services.outputs import reported, warnings_of
 from controlplane.services.pod_check import check_pods
@@ -82,22 +82,21 @@ class Generation:
         self._jobs = jobs
         self._hints = hints
 
-    async def submit_image(self, project_id: str, request: ImageRequest, idempotency_key: str | None = None) -> Job:
-        """Queue a request for pictures.
+    async def submit_image(self, project_id: str, request: ImageRequest, once: Claim | None = None) -> Job:
+        """Queue a request for pictures; ``once`` is its claim where it has an Idempotency-Key.
 
         Raises CharacterNotFound, NotFound (version, workflow), CharacterNotReady, BaseMismatch, Unprocessable,
-        ContentRefused, NoPods, IdempotencyMismatch; then nothing is stored.
+        ContentRefused, NoPods, IdempotencyMismatch; then nothing is stored. AnsweredBefore for a repeated request.
         """
-        return await self._submit(project_id, request, "/generate-image", idempotency_key)
+        return await self._submit(project_id, request, once)
 
-    async def submit_video(self, project_id: str, request: VideoRequest, idempotency_key: str | None = None) -> Job:
+    async def submit_video(self, project_id: str, request: VideoRequest, once: Claim | None = None) -> Job:
         """Queue a request for a video; with ``image_asset_id`` it starts at that picture. Raises as for pictures."""
-        return await self._submit(project_id, request, "/generate-video", idempotency_key)
+        return await self._submit(project_id, request, once)
 
-    async def _submit(self, project_id: str, request: Request, path: str, idempotency_key: str | None) -> Job:
+    async def _submit(self, project_id: str, request: Request, once: Claim | None) -> Job:
         check_texts(request, self._settings)
         asked_rating = checked_rating(request.rating)
-        once = claim(project_id, idempotency_key, path, request)
 
         def write(c: Connection) -> Job:
             first = once.first_answer(c) if once is not None else None
@@ -111,7 +110,7 @@ class Generation:
             check_pods(c, project_id)
             job = self._jobs.insert(c, self._new_job(project_id, request, rating, cast, bound))
             if once is not None:
-                once.keep(c, {"job_id": job.id}, self._clock.now())
+                once.keep(c, {"job_id": job.id}, self._clock.now(), job)
             return job
 
         job = await self._db.write(write)

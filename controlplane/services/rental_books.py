@@ -113,8 +113,10 @@ class RentalBooks:
             rental_rows.change(c, rental_id, (ENDING,), provider_id=pod.id, updated_at=now, **known)
         return rental.is_open and rental.state != ENDING and rental.provider_id == pod.id
 
-    def not_created(self, c: Connection, rental_id: str, reason: str) -> None:
-        """Write that the provider gave no pod."""
+    def not_created(self, c: Connection, rental_id: str, reason: str, once: Claim | None) -> None:
+        """Write that the provider gave no pod: unless its request was answered already, it may be made again."""
+        if once is not None:
+            once.drop(c)
         self.finish(c, rental_id, (REQUESTED,), FAILED, reason)
         rental = must_get(c, rental_id)
         if rental.provider_id is None:

@@ -21,7 +21,7 @@ from controlplane.domain.rentals import ENDED, ENDING, OPEN, Offer, PodOrder, Po
 from controlplane.errors import NoOffer, NotFound, RentingImpossible, TroupeError
 from controlplane.ports import Clock, Launcher
 from controlplane.services.events import Hints
-from controlplane.services.idempotency import claim
+from controlplane.services.idempotency import Claim
 from controlplane.services.rental_books import RentalBooks, RentRequest
 from controlplane.settings import Settings
 
@@ -54,22 +54,19 @@ class Rentals:
         self._launcher = launcher
         self._under_way: set[asyncio.Task[Rental]] = set()
 
-    async def rent(self, project_id: str, wanted: RentRequest, key: str | None = None) -> Rental:
+    async def rent(self, project_id: str, wanted: RentRequest, once: Claim | None = None) -> Rental:
         """Rent one pod. Answers it as ``booting``, or as ``requested`` while the provider takes its time.
 
-        ``key`` is an Idempotency-Key. Raises RentingImpossible, NoOffer, SpendLimit, IdempotencyMismatch, and what the
-        Launcher raises.
+        ``once`` is the request's claim where it has an Idempotency-Key. Raises RentingImpossible, NoOffer, SpendLimit,
+        IdempotencyMismatch, AnsweredBefore, and what the Launcher raises.
         """
         launcher = self._able()
         wish = self._wish(wanted)
         fitting = _fitting(await launcher.offers(wish), wanted.max_price_per_hour)
-        repeated = claim(project_id, key, "/rentals", wanted)
-        rental, offers = await self._db.write(
-            self._books.intend, project_id, launcher.provider, wanted, fitting, repeated
-        )
+        rental, offers = await self._db.write(self._books.intend, project_id, launcher.provider, wanted, fitting, once)
         if not offers:
             return rental
-        return await self._soon(self._ask(launcher, rental, self._order(rental, wish, wanted), offers), rental)
+        return await self._soon(self._ask(launcher, rental, self._order(rental, wish, wanted), offers, once), rental)
 
     async def get(self, project_id: str, rental_id: str) -> Rental:
         """One rental; NotFound where there is none."""
@@ -166,11 +163,13 @@ class Rentals:
             registry=settings.pod_registry,
         )
 
-    async def _ask(self, launcher: Launcher, rental: Rental, order: PodOrder, offers: Sequence[Offer]) -> Rental:
+    async def _ask(
+        self, launcher: Launcher, rental: Rental, order: PodOrder, offers: Sequence[Offer], once: Claim | None
+    ) -> Rental:
         try:
             pod = await launcher.rent(order, offers)
         except TroupeError as error:
-            await self._db.write(self._books.not_created, rental.id, error.detail)
+            await self._db.write(self._books.not_created, rental.id, error.detail, once)
             raise
         price = pod.price_per_hour or next((o.price_per_hour for o in offers if o.gpu == pod.gpu), None)
         if not await self._db.write(self._books.created, rental.id, dataclasses.replace(pod, price_per_hour=price)):

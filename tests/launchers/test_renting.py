@@ -17,6 +17,7 @@ from controlplane.errors import (
     SpendLimit,
 )
 from controlplane.services.events import Hints
+from controlplane.services.idempotency import claim
 from controlplane.services.rental_books import RentalBooks, RentRequest
 from controlplane.services.rentals import Rentals
 from tests.launchers.renting import Office, office, settings_for
@@ -231,15 +232,17 @@ async def test_a_provider_that_is_away_is_in_the_books_as_well(desk: Office, run
 
 
 async def test_a_repeated_request_gets_the_first_ones_pod(desk: Office, runpod: RunPodDouble) -> None:
-    first = await desk.rentals.rent(PROJECT, RentRequest(), "key-1")
-    again = await desk.rentals.rent(PROJECT, RentRequest(), "key-1")
+    first = await desk.rentals.rent(PROJECT, RentRequest(), claim(PROJECT, "key-1", "/rentals", RentRequest()))
+    again = await desk.rentals.rent(PROJECT, RentRequest(), claim(PROJECT, "key-1", "/rentals", RentRequest()))
     assert (again.id, len(runpod.pods)) == (first.id, 1)
 
 
 async def test_the_same_key_for_another_pod_is_refused(desk: Office) -> None:
-    await desk.rentals.rent(PROJECT, RentRequest(), "key-1")
+    await desk.rentals.rent(PROJECT, RentRequest(), claim(PROJECT, "key-1", "/rentals", RentRequest()))
     with pytest.raises(IdempotencyMismatch):
-        await desk.rentals.rent(PROJECT, RentRequest(gpu_count=2), "key-1")
+        await desk.rentals.rent(
+            PROJECT, RentRequest(gpu_count=2), claim(PROJECT, "key-1", "/rentals", RentRequest(gpu_count=2))
+        )
 
 
 async def test_the_shorter_of_two_lifetimes_holds(tmp_path: Path, runpod: RunPodDouble) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from controlplane.domain.characters import Consent
 from controlplane.errors import ContentRefused, DatasetRejected, IdempotencyMismatch, NoPods, Unprocessable
-from controlplane.services.characters import NewCharacter
+from controlplane.services.characters import NewCharacter, Upload
+from controlplane.services.datasets import digests
+from controlplane.services.idempotency import Claim, claim
 from tests.services.character_studio import PROJECT, Studio, drawing, png, studio
 
 BOTH = pytest.mark.usefixtures("each_database")
@@ -236,12 +239,16 @@ async def test_the_pod_dataset_is_plain_json_with_pinned_recipe_and_signed_urls(
         assert dataset["images"][0]["name"] == "001.png"
 
 
+def keyed(files: Sequence[Upload]) -> Claim | None:
+    return claim(PROJECT, "key-1", "/characters", digests(files))
+
+
 @BOTH
 async def test_the_same_key_gives_the_first_character_again(tmp_path: Path) -> None:
     async with studio(tmp_path) as s:
         files = s.pictures()
-        first = await s.characters.create(PROJECT, NewCharacter("Mira"), files, "key-1")
-        again = await s.characters.create(PROJECT, NewCharacter("Mira"), files, "key-1")
+        first = await s.characters.create(PROJECT, NewCharacter("Mira"), files, keyed(files))
+        again = await s.characters.create(PROJECT, NewCharacter("Mira"), files, keyed(files))
         assert again.job.id == first.job.id
         assert again.report.images == first.report.images
         assert await s.rows("jobs") == 1
@@ -252,7 +259,7 @@ async def test_two_simultaneous_requests_with_one_key_make_one_character(tmp_pat
     async with studio(tmp_path) as s:
         files = s.pictures()
         made = await asyncio.gather(
-            *(s.characters.create(PROJECT, NewCharacter("Mira"), files, "key-1") for _ in range(3))
+            *(s.characters.create(PROJECT, NewCharacter("Mira"), files, keyed(files)) for _ in range(3))
         )
         assert len({one.job.id for one in made}) == 1
         assert len(await s.files()) == 6
@@ -260,9 +267,10 @@ async def test_two_simultaneous_requests_with_one_key_make_one_character(tmp_pat
 
 async def test_the_same_key_with_other_images_is_refused(tmp_path: Path) -> None:
     async with studio(tmp_path) as s:
-        await s.characters.create(PROJECT, NewCharacter("Mira"), s.pictures(seed=1), "key-1")
+        some, others = s.pictures(seed=1), s.pictures(seed=2)
+        await s.characters.create(PROJECT, NewCharacter("Mira"), some, keyed(some))
         with pytest.raises(IdempotencyMismatch):
-            await s.characters.create(PROJECT, NewCharacter("Mira"), s.pictures(seed=2), "key-1")
+            await s.characters.create(PROJECT, NewCharacter("Mira"), others, keyed(others))
 
 
 async def test_the_same_picture_in_two_formats_counts_once(tmp_path: Path) -> None:

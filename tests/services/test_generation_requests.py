@@ -24,6 +24,7 @@ from controlplane.errors import (
 )
 from controlplane.services.characters import TrainAgain
 from controlplane.services.generation import ImageRequest, VideoRequest
+from controlplane.services.idempotency import Claim, claim
 from tests.services.character_studio import PROJECT, Studio, drawing, png, studio
 
 
@@ -216,20 +217,28 @@ async def test_words_in_the_negative_prompt_are_what_is_to_be_left_out(tmp_path:
         assert (await submit(s, "smiling", negative_prompt="nsfw, nude")).status == "queued"
 
 
+def keyed(request: ImageRequest) -> Claim | None:
+    return claim(PROJECT, "k", "/generate-image", request)
+
+
 async def test_the_same_key_gives_the_first_job(tmp_path: Path) -> None:
     async with studio(tmp_path) as s:
         await s.trained("Mira")
         request = ImageRequest("smiling", "mira")
-        made = await asyncio.gather(*(s.generation.submit_image(PROJECT, request, "k") for _ in range(5)))
+        made = await asyncio.gather(*(s.generation.submit_image(PROJECT, request, keyed(request)) for _ in range(5)))
         assert len({job.id for job in made}) == 1
 
 
 async def test_the_same_key_with_another_request_is_refused(tmp_path: Path) -> None:
     async with studio(tmp_path) as s:
         await s.trained("Mira")
-        await s.generation.submit_image(PROJECT, ImageRequest("smiling", "mira"), "k")
+        await s.generation.submit_image(
+            PROJECT, ImageRequest("smiling", "mira"), keyed(ImageRequest("smiling", "mira"))
+        )
         with pytest.raises(IdempotencyMismatch):
-            await s.generation.submit_image(PROJECT, ImageRequest("angry", "mira"), "k")
+            await s.generation.submit_image(
+                PROJECT, ImageRequest("angry", "mira"), keyed(ImageRequest("angry", "mira"))
+            )
 
 
 async def test_a_key_of_a_refused_request_may_be_used_again(tmp_path: Path) -> None:
@@ -237,9 +246,9 @@ async def test_a_key_of_a_refused_request_may_be_used_again(tmp_path: Path) -> N
         await s.create("Mira")
         request = ImageRequest("smiling", "mira")
         with pytest.raises(CharacterNotReady):
-            await s.generation.submit_image(PROJECT, request, "k")
+            await s.generation.submit_image(PROJECT, request, keyed(request))
         await s.train((await s.characters.get(PROJECT, "mira")).last_job)  # type: ignore[arg-type]
-        assert (await s.generation.submit_image(PROJECT, request, "k")).status == "queued"
+        assert (await s.generation.submit_image(PROJECT, request, keyed(request))).status == "queued"
 
 
 async def test_a_finished_picture_is_an_asset_with_what_made_it(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from controlplane.errors import CharacterNotFound, Conflict, SpendLimit, StaleCl
 from controlplane.services import outcomes
 from controlplane.services.characters import CharacterPatch, NewCharacter, TrainAgain
 from controlplane.services.claiming import Claimed, claim_next
+from controlplane.services.idempotency import claim
 from controlplane.services.rental_books import RentalBooks, RentRequest
 from controlplane.services.requests import ImageRequest
 from tests.services.character_studio import Studio, drawing, png, studio, upload_body
@@ -218,7 +219,7 @@ async def test_two_requests_with_one_key_make_one_job(s: Studio, monkeypatch: py
     request = ImageRequest(prompt="on a beach", character_id="mira", seed=1)
 
     def submit() -> Coroutine[Any, Any, Job]:
-        return s.generation.submit_image(PROJECT, request, "key-1")
+        return s.generation.submit_image(PROJECT, request, claim(PROJECT, "key-1", "/generate-image"))
 
     other = Meanwhile(monkeypatch, key_rows, "find", submit)
     mine = await submit()
@@ -229,7 +230,7 @@ async def test_two_creations_with_one_key_make_one_character(s: Studio, monkeypa
     files = s.pictures()
 
     def create() -> Coroutine[Any, Any, Any]:
-        return s.characters.create(PROJECT, NewCharacter("Mira"), files, "key-1")
+        return s.characters.create(PROJECT, NewCharacter("Mira"), files, claim(PROJECT, "key-1", "/characters"))
 
     other = Meanwhile(monkeypatch, character_rows, "lock_names", create)
     mine = await create()
