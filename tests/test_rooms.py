@@ -35,7 +35,7 @@ ARROWS: dict[str, set[str]] = {
     "comfy_nodes": set(),
     "pod_images": {"comfy_nodes"},
     "sketch_base": {"comfy_nodes"},
-    "bench": {"comfy_nodes", "sketch_base", "client", "errors"},
+    "bench": {"comfy_nodes", "sketch_base", "client", "cli", "db", "domain", "errors"},
 }  # fmt: skip
 
 TOP_FOLDERS = ("controlplane", "comfy_nodes", "pod_images", "sketch_base", "bench")
