@@ -11,21 +11,22 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from weakref import WeakSet
 
-import aiohttp
 from aiohttp import web
 
 from controlplane.api import routes
 from controlplane.api.auth import check_host
 from controlplane.api.context import METRICS, SERVICES, Services
 from controlplane.api.docs import DOCUMENT
-from controlplane.api.event_stream import STREAMS, end_streams
+from controlplane.api.event_stream import ENCODED, STREAMS, EncodedEvents, end_streams
 from controlplane.api.files import FILES
 from controlplane.api.health import own_version
 from controlplane.api.metrics import RequestMetrics
 from controlplane.api.middlewares import middlewares, on_prepare
 from controlplane.api.openapi import document
 from controlplane.api.reading import MAX_JSON_BYTES
+from controlplane.api.stream_tickets import TICKETS, StreamTickets
 from controlplane.api.views import VIEWS, Views
+from controlplane.comfy.client import open_session
 from controlplane.db.database import Database
 from controlplane.db.migrate import migrate
 from controlplane.db.notices import Notices, notices_on
@@ -103,6 +104,8 @@ def build_app(settings: Settings) -> web.Application:
     app[FILES] = parts.store
     app[VIEWS] = Views(parts.store, settings.file_url_seconds)
     app[STREAMS] = WeakSet()
+    app[ENCODED] = EncodedEvents()
+    app[TICKETS] = StreamTickets(load_secrets(settings).signing_key, SystemClock())
     app[DOCUMENT] = document(routes.ROUTES, own_version())
     routes.add_routes(app)
     app.on_response_prepare.append(on_prepare(settings))
@@ -184,8 +187,9 @@ async def _background(app: web.Application) -> AsyncIterator[None]:
     parts = app[PARTS]
     await asyncio.to_thread(migrate, parts.db.url)
     await asyncio.to_thread(parts.store.clear_incoming)
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None, sock_connect=10)) as session:
-        scheduler = _scheduler(parts, session)
+    async with open_session() as session:
+        provider = ComfyUIProvider(session, parts.store, Pace(submit_seconds=parts.settings.submit_timeout_seconds))
+        scheduler = _scheduler(parts, provider)
         tasks = [
             asyncio.create_task(_kept_up("scheduler", scheduler.run)),
             asyncio.create_task(_kept_up("pod sweep", lambda: _every(POD_SWEEP_SECONDS, parts.services.pods.sweep))),
@@ -210,14 +214,14 @@ async def _background(app: web.Application) -> AsyncIterator[None]:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await provider.close()
             await parts.services.rentals.stop()
     if parts.launcher is not None:
         await parts.launcher.close()
     await parts.db.close()
 
 
-def _scheduler(parts: Parts, session: aiohttp.ClientSession) -> Scheduler:
-    provider = ComfyUIProvider(session, parts.store, Pace(submit_seconds=parts.settings.submit_timeout_seconds))
+def _scheduler(parts: Parts, provider: ComfyUIProvider) -> Scheduler:
     return Scheduler(
         parts.db, {"embedded": provider, "comfyui": provider}, parts.settings, parts.clock, _hooks(parts), parts.hints
     )

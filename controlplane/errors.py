@@ -70,6 +70,12 @@ class BadJoinToken(Unauthorized):
     code = "bad_join_token"
 
 
+class BadTicket(Unauthorized):
+    """The stream ticket is not valid here, or has expired."""
+
+    code = "bad_ticket"
+
+
 class Forbidden(TroupeError):
     """The credentials do not allow this."""
 

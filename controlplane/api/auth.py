@@ -10,6 +10,7 @@ from aiohttp import web
 
 from controlplane.api.context import services
 from controlplane.api.reading import bearer_token
+from controlplane.api.stream_tickets import TICKETS
 from controlplane.domain.pods import Pod
 from controlplane.errors import TroupeError, Unauthorized
 
@@ -26,6 +27,14 @@ class Principal:
 def authenticate(request: web.Request) -> Principal:
     """The user behind a request. There are no user keys yet: whoever reaches the loopback address is the owner."""
     return Principal(DEFAULT_PROJECT)
+
+
+def authenticate_stream(request: web.Request) -> Principal:
+    """The user behind a request for an event stream, who may bring a stream ticket in the address. BadTicket."""
+    ticket = request.query.get("ticket")
+    if ticket is None:
+        return authenticate(request)
+    return Principal(request.app[TICKETS].project_of(ticket, request.path.lstrip("/")))
 
 
 async def authenticate_pod(request: web.Request) -> Pod:

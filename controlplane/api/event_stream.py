@@ -1,47 +1,106 @@
-"""Server-sent events: a job's own, and everything that happens in a project."""
+"""Server-sent events: a job's own, a character's, everything that happens in a project, and tickets for browsers."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator
+import socket
+from collections import OrderedDict
+from collections.abc import Iterable
 from weakref import WeakSet
 
 from aiohttp import web
 
-from controlplane.api.auth import authenticate
+from controlplane.api.auth import authenticate, authenticate_stream
 from controlplane.api.context import services
-from controlplane.api.reading import query
-from controlplane.api.schemas.jobs import EventsQuery, JobEventsQuery
-from controlplane.api.views import event_body
+from controlplane.api.reading import optional_json_body, query
+from controlplane.api.replies import json_reply
+from controlplane.api.schemas.events import EventsQuery, OneStreamQuery, TicketRequest
+from controlplane.api.stream_tickets import EVERYTHING, TICKETS
+from controlplane.api.views import event_body, moment
 from controlplane.domain.events import Event
 from controlplane.errors import BadRequest
+from controlplane.services.event_streams import EventStream
+from controlplane.services.event_tail import TooSlow, Wanted
 
 KEEP_ALIVE_SECONDS = 15.0
 RECONNECT_MILLISECONDS = 2000
+WRITE_SECONDS = 20.0
+"""A reader that takes nothing for so long is cut off."""
+BUFFER_BYTES = 64 * 1024
+"""What lies between us and a reader at most, in our process and in the kernel each."""
+ENCODED_EVENTS = 1000
 
 STREAMS = web.AppKey("streams", WeakSet[asyncio.Task[None]])
 """Streams that are open, so that a shutdown need not wait for their readers."""
 
 
+class EncodedEvents:
+    """The newest events in the wire's format, so that many readers of one event cost one encoding."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[tuple[int, str], bytes] = OrderedDict()
+
+    def all_of(self, events: Iterable[Event]) -> bytes:
+        """Some events, one behind the other."""
+        return b"".join(self._one(event) for event in events)
+
+    def _one(self, event: Event) -> bytes:
+        key = (event.id, event.type)
+        known = self._known.get(key)
+        if known is None:
+            known = self._known[key] = encoded(event)
+            if len(self._known) > ENCODED_EVENTS:
+                self._known.popitem(last=False)
+        return known
+
+
+ENCODED = web.AppKey("encoded events", EncodedEvents)
+
+
 async def job_events(request: web.Request) -> web.StreamResponse:
-    """The events of one job from the first or from Last-Event-ID on; ends after the final one."""
-    project, job_id = authenticate(request).project_id, request.match_info["job_id"]
-    after = _after(request, query(request, JobEventsQuery).after)
+    """The events of one job from the first or from Last-Event-ID on; ends after the final one.
+
+    204 where the job is over and nothing of it is left to tell: an EventSource does not come back then.
+    """
+    asked = query(request, OneStreamQuery)
+    project, job_id = authenticate_stream(request).project_id, request.match_info["job_id"]
+    after = _after(request, asked.after)
     await services(request).jobs.get(project, job_id)
-    return await _stream(request, services(request).events.stream(project, job_id=job_id, after=after))
+    return await _stream(request, Wanted(project, job_id=job_id), after)
+
+
+async def character_events(request: web.Request) -> web.StreamResponse:
+    """What happens to a character and its jobs, from now or from Last-Event-ID on; never ends by itself."""
+    asked = query(request, OneStreamQuery)
+    project, character_id = authenticate_stream(request).project_id, request.match_info["character_id"]
+    after = _after(request, asked.after)
+    await services(request).characters.get(project, character_id)
+    return await _stream(request, Wanted(project, character_id=character_id), after)
 
 
 async def project_events(request: web.Request) -> web.StreamResponse:
     """Everything that happens from now or from Last-Event-ID on; never ends by itself."""
-    wanted = query(request, EventsQuery)
-    events = services(request).events.stream(
-        authenticate(request).project_id,
-        character_id=wanted.character_id,
-        after=_after(request, wanted.after),
-    )
-    return await _stream(request, events)
+    asked = query(request, EventsQuery)
+    project = authenticate_stream(request).project_id
+    wanted = Wanted(project, character_id=asked.character_id, types=asked.type_set)
+    return await _stream(request, wanted, _after(request, asked.after))
+
+
+async def stream_ticket(request: web.Request) -> web.Response:
+    """A ticket that opens a stream within a minute, for browsers whose EventSource can send no headers."""
+    asked = await optional_json_body(request, TicketRequest)
+    project, scope = authenticate(request).project_id, EVERYTHING
+    if asked.job_id is not None:
+        await services(request).jobs.get(project, asked.job_id)
+        scope = f"jobs/{asked.job_id}/events"
+    elif asked.character_id is not None:
+        await services(request).characters.get(project, asked.character_id)
+        scope = f"characters/{asked.character_id}/events"
+    ticket, until = request.app[TICKETS].issue(project, scope)
+    body = {"ticket": ticket, "expires_at": moment(until), "links": {"stream": f"/{scope}?ticket={ticket}"}}
+    return json_reply(body, status=201, headers={"Cache-Control": "no-store"})
 
 
 async def end_streams(app: web.Application) -> None:
@@ -61,40 +120,55 @@ def _after(request: web.Request, asked: int | None) -> int | None:
     return int(text)
 
 
-async def _stream(request: web.Request, events: AsyncIterator[Event]) -> web.StreamResponse:
-    response = web.StreamResponse(
-        headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    )
-    await response.prepare(request)
-    writing = asyncio.ensure_future(_write_events(response, events))
-    request.app[STREAMS].add(writing)
+async def _stream(request: web.Request, wanted: Wanted, after: int | None) -> web.StreamResponse:
+    stream = await services(request).events.open(wanted, after)
     try:
-        # A cancelled stream (shutdown) and a reader who left are both ordinary ends.
-        with contextlib.suppress(ConnectionError):
-            await asyncio.wait([writing])
-            if not writing.cancelled():
-                writing.result()
+        if stream.over and not stream.has_more:
+            return web.Response(status=204)
+        response = web.StreamResponse(
+            headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        )
+        _bound_buffers(request)
+        await response.prepare(request)
+        await _written(request, response, stream)
     finally:
-        writing.cancel()
+        stream.close()
     return response
 
 
-async def _write_events(response: web.StreamResponse, events: AsyncIterator[Event]) -> None:
-    await response.write(f"retry: {RECONNECT_MILLISECONDS}\n\n".encode())
-    pending = asyncio.ensure_future(anext(events, None))
+async def _written(request: web.Request, response: web.StreamResponse, stream: EventStream) -> None:
+    """Write the stream in a task of its own, which a shutdown can cancel."""
+    writing = asyncio.ensure_future(_write_events(response, stream, request.app[ENCODED]))
+    request.app[STREAMS].add(writing)
     try:
-        while True:
-            done, _ = await asyncio.wait([pending], timeout=KEEP_ALIVE_SECONDS)
-            if not done:
-                await response.write(b": still here\n\n")
-                continue
-            event = pending.result()
-            if event is None:
-                return
-            await response.write(encoded(event))
-            pending = asyncio.ensure_future(anext(events, None))
+        await asyncio.wait([writing])
+        # A cancelled stream (shutdown) and a reader who left are both ordinary ends.
+        with contextlib.suppress(ConnectionError):
+            if not writing.cancelled():
+                writing.result()
+    except (TooSlow, TimeoutError):
+        # A polite end would wait for the reader as well.
+        if request.transport is not None:
+            request.transport.abort()
     finally:
-        pending.cancel()
+        writing.cancel()
+
+
+async def _write_events(response: web.StreamResponse, stream: EventStream, events: EncodedEvents) -> None:
+    await response.write(f"retry: {RECONNECT_MILLISECONDS}\n\n".encode())
+    while not stream.over or stream.has_more:
+        told = await stream.take(KEEP_ALIVE_SECONDS)
+        async with asyncio.timeout(WRITE_SECONDS):
+            await response.write(events.all_of(told) if told else b": still here\n\n")
+
+
+def _bound_buffers(request: web.Request) -> None:
+    """Let a reader that does not read be noticed soon: the kernel would keep megabytes for it."""
+    if request.transport is not None:
+        request.transport.set_write_buffer_limits(high=BUFFER_BYTES)
+        connection = request.transport.get_extra_info("socket")
+        if connection is not None:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
 
 
 def encoded(event: Event) -> bytes:

@@ -11,7 +11,7 @@ from pydantic.json_schema import models_json_schema
 
 from controlplane.api.routes import Media, Route
 from controlplane.api.schemas.base import Problem
-from controlplane.api.schemas.jobs import Event
+from controlplane.api.schemas.events import Event
 from controlplane.errors import Forbidden, TroupeError
 
 Json = dict[str, Any]

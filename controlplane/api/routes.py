@@ -28,6 +28,7 @@ from controlplane.api.schemas import assets as s_assets
 from controlplane.api.schemas import base as s_base
 from controlplane.api.schemas import catalog as s_catalog
 from controlplane.api.schemas import characters as s_characters
+from controlplane.api.schemas import events as s_events
 from controlplane.api.schemas import generation as s_generation
 from controlplane.api.schemas import jobs as s_jobs
 from controlplane.api.schemas import pods as s_pods
@@ -78,6 +79,7 @@ GENERATE = (*BODY, *IDEMPOTENT, e.CharacterNotFound, e.NotFound, e.CharacterNotR
 CREATE_HEADERS = ("Idempotency-Key", "Prefer")
 LAUNCHER = (e.RentingImpossible, e.LauncherRefused, e.LauncherUnpaid, e.LauncherUnreachable)
 POD_KEY = "pod_key"
+STREAM = Media("text/event-stream", "Server-sent events; the data of each is an Event.")
 
 ROUTES: tuple[Route, ...] = (
     Route("GET", "/characters", characters.list_characters, "List characters", "characters",
@@ -111,12 +113,16 @@ ROUTES: tuple[Route, ...] = (
     Route("DELETE", "/jobs/{job_id}", jobs.cancel_job, "Cancel a job", "jobs",
           {200: s_jobs.JobReply, 202: s_jobs.JobReply}, problems=(e.NotFound, e.Conflict)),
     Route("GET", "/jobs/{job_id}/events", event_stream.job_events, "Follow a job", "jobs",
-          {200: Media("text/event-stream", "Server-sent events; the data of each is an Event.")},
-          query=s_jobs.JobEventsQuery, problems=(e.BadRequest, e.NotFound, e.Unprocessable),
-          headers=("Last-Event-ID",)),
-    Route("GET", "/events", event_stream.project_events, "Follow everything", "jobs",
-          {200: Media("text/event-stream", "Server-sent events; the data of each is an Event.")},
-          query=s_jobs.EventsQuery, problems=LIST, headers=("Last-Event-ID",)),
+          {200: STREAM, 204: None}, query=s_events.OneStreamQuery,
+          problems=(e.BadRequest, e.BadTicket, e.NotFound, e.Unprocessable), headers=("Last-Event-ID",)),
+    Route("GET", "/characters/{character_id}/events", event_stream.character_events, "Follow a character", "jobs",
+          {200: STREAM}, query=s_events.OneStreamQuery,
+          problems=(e.BadRequest, e.BadTicket, e.CharacterNotFound, e.Unprocessable), headers=("Last-Event-ID",)),
+    Route("GET", "/events", event_stream.project_events, "Follow everything", "jobs", {200: STREAM},
+          query=s_events.EventsQuery, problems=(*LIST, e.BadTicket), headers=("Last-Event-ID",)),
+    Route("POST", "/events/ticket", event_stream.stream_ticket, "Get a ticket for a browser's EventSource", "jobs",
+          {201: s_events.Ticket}, request=s_events.TicketRequest, optional_body=True,
+          problems=(*BODY, e.NotFound, e.CharacterNotFound)),
     Route("GET", "/assets", assets.list_assets, "List assets", "assets", {200: s_assets.AssetPage},
           query=s_assets.AssetsQuery, problems=LIST),
     Route("GET", "/assets/{asset_id}", assets.get_asset, "Read an asset", "assets", {200: s_assets.Asset},

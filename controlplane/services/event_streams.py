@@ -70,6 +70,11 @@ class EventStream:
         events = [event for event in await self._reader.take(seconds) if event.id > self._position]
         return self._cut_at_the_end(events)
 
+    @property
+    def has_more(self) -> bool:
+        """Whether something is there that ``take`` answers at once."""
+        return bool(self._ready)
+
     def close(self) -> None:
         """Let go of the tail."""
         if self._reader is not None:

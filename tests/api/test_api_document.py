@@ -17,6 +17,7 @@ DESIGNED = {
     ("DELETE", "/characters/{}"), ("POST", "/characters/{}/versions"), ("POST", "/characters/{}/versions/{}/activate"),
     ("POST", "/generate-image"), ("POST", "/generate-video"), ("GET", "/jobs"), ("GET", "/jobs/{}"),
     ("DELETE", "/jobs/{}"), ("GET", "/jobs/{}/events"), ("GET", "/events"), ("GET", "/assets"), ("GET", "/assets/{}"),
+    ("GET", "/characters/{}/events"), ("POST", "/events/ticket"),
     ("PATCH", "/assets/{}"), ("DELETE", "/assets/{}"), ("GET", "/files/{}"), ("PUT", "/files/{}"),
     ("GET", "/workflows"), ("POST", "/workflows"), ("GET", "/workflows/{}"), ("DELETE", "/workflows/{}"),
     ("GET", "/models"), ("GET", "/pods"), ("POST", "/pods"),

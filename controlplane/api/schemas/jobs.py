@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from controlplane.api.schemas.assets import Asset
-from controlplane.api.schemas.base import FreeJson, Links, PageQuery, Reply, Request, Timestamp
+from controlplane.api.schemas.base import FreeJson, Links, PageQuery, Reply, Timestamp
 
 JobKind = Literal["image", "video", "train"]
 JobStatus = Literal[
@@ -107,27 +107,3 @@ class JobsQuery(PageQuery):
     character_id: str | None = Field(None, max_length=80)
     kind: JobKind | None = None
     status: JobStatus | None = None
-
-
-class EventsQuery(Request):
-    """From where to read events."""
-
-    after: int | None = Field(None, ge=0, le=2**62, description="Only events after this id; `Last-Event-ID` wins.")
-    character_id: str | None = Field(None, max_length=80)
-
-
-class JobEventsQuery(Request):
-    """From where to read a job's events."""
-
-    after: int | None = Field(None, ge=0, le=2**62, description="Only events after this id; `Last-Event-ID` wins.")
-
-
-class Event(Reply):
-    """The `data` line of one server-sent event."""
-
-    id: int
-    type: str
-    job_id: str | None = None
-    character_id: str | None = None
-    created_at: Timestamp
-    data: FreeJson
