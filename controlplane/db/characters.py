@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, cast
 
-from sqlalchemy import Connection, and_, delete, func, insert, or_, select, update
+from sqlalchemy import Connection, and_, bindparam, delete, func, insert, or_, select, update
 from sqlalchemy.engine import RowMapping
 
 from controlplane.db import tables
@@ -17,6 +17,16 @@ from controlplane.domain.pages import Position
 _characters = tables.characters
 _versions = tables.versions
 
+# What every request for a picture asks is composed once, not each time.
+_ONE = and_(_characters.c.project_id == bindparam("project"), _characters.c.id == bindparam("id"))
+_GET = select(_characters).where(_ONE)
+_KEEP = select(_characters.c.id).where(_ONE).with_for_update(read=True, key_share=True)
+_GET_VERSION = select(_versions).where(
+    _versions.c.project_id == bindparam("project"),
+    _versions.c.character_id == bindparam("id"),
+    _versions.c.number == bindparam("number"),
+)
+
 
 def insert_character(c: Connection, character: Character) -> None:
     """Write a new character; its slug must be free."""
@@ -26,13 +36,14 @@ def insert_character(c: Connection, character: Character) -> None:
 
 def get(c: Connection, project_id: str, character_id: str) -> Character | None:
     """One character."""
-    row = c.execute(select(_characters).where(_is(project_id, character_id))).mappings().first()
+    row = c.execute(_GET, {"project": project_id, "id": character_id}).mappings().first()
     return _character(row) if row is not None else None
 
 
 def keep(c: Connection, project_id: str, character_id: str) -> None:
     """Let nobody delete a character before the transaction that makes something of it has ended."""
-    c.execute(select(_characters.c.id).where(_is(project_id, character_id)).with_for_update(read=True, key_share=True))
+    if c.dialect.name != "sqlite":  # which has one writer anyway
+        c.execute(_KEEP, {"project": project_id, "id": character_id})
 
 
 def lock(c: Connection, project_id: str, character_id: str) -> None:
@@ -101,8 +112,8 @@ def insert_version(c: Connection, version: Version) -> None:
 
 def get_version(c: Connection, project_id: str, character_id: str, number: int) -> Version | None:
     """One version of a character."""
-    query = select(_versions).where(_version_of(project_id, character_id), _versions.c.number == number)
-    row = c.execute(query).mappings().first()
+    found = c.execute(_GET_VERSION, {"project": project_id, "id": character_id, "number": number})
+    row = found.mappings().first()
     return _version(row) if row is not None else None
 
 

@@ -1,10 +1,13 @@
-"""Counts over whole tables, for readiness and metrics."""
+"""Counts over whole tables, for readiness and metrics, none of which may take longer the more there ever was."""
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, bindparam, func, select
 
 from controlplane.db.tables import jobs, pods
+from controlplane.domain.pods import LOST
+
+_ANY_POD = select(pods.c.id).where(pods.c.project_id == bindparam("project"), pods.c.state != LOST).limit(1)
 
 
 def jobs_by_status(c: Connection) -> dict[str, int]:
@@ -17,3 +20,8 @@ def pods_by_state(c: Connection) -> dict[str, int]:
     """How many pods of all projects are in each state."""
     rows = c.execute(select(pods.c.state, func.count()).group_by(pods.c.state))
     return {state: count for state, count in rows}
+
+
+def is_any_pod_known(c: Connection, project_id: str) -> bool:
+    """Whether a project has a pod that is not lost."""
+    return c.execute(_ANY_POD, {"project": project_id}).first() is not None

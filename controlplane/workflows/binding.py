@@ -15,17 +15,20 @@ from controlplane.workflows.template import PLACEHOLDER, Input, Scalar, Target, 
 class Bound:
     """A graph ready to be sent.
 
-    ``graph`` is ComfyUI's API format, ``values`` every input in force (defaults included), ``digest`` the sha256 of the
-    graph: what determines the picture, together with the pod's models.
+    ``graph`` is ComfyUI's API format, ``values`` every input in force (defaults included).
     """
 
     template: str
     template_digest: str
     graph: Mapping[str, Any]
-    digest: str
     values: Mapping[str, Scalar]
     seed: int | None
     output_nodes: tuple[str, ...]
+
+    @property
+    def digest(self) -> str:
+        """sha256 (hex) of the graph: what determines the picture, together with the pod's models."""
+        return graphs.digest(self.graph)
 
 
 def bind(template: Template, values: Mapping[str, Any]) -> Bound:
@@ -50,7 +53,6 @@ def bind(template: Template, values: Mapping[str, Any]) -> Bound:
         template=template.name,
         template_digest=template.digest,
         graph=graph,
-        digest=graphs.digest(graph),
         values=in_force,
         seed=int(seed) if seed is not None else None,
         output_nodes=template.output_nodes,

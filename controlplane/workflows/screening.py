@@ -10,6 +10,7 @@ from controlplane.workflows.template import Template
 from controlplane.workflows.walking import Use, uses
 
 NEGATIVE_SLOT = 1
+MOST_WALKS = 256
 GUIDED = frozenset(
     {
         "KSampler", "KSamplerAdvanced", "SamplerCustom", "CFGGuider", "PromptTravelSampler",
@@ -26,7 +27,7 @@ def wanted_texts(template: Template, values: Mapping[str, Any]) -> list[str]:
     Left out is only what the server sets, and what goes nowhere but to the negative side of a sampler that keeps away
     from it (guidance of 1 or more): such a text says what is *not* wanted, and its input's name has no say in it.
     """
-    walk = _Walk(template)
+    walk = _walk_of(template)
     texts = []
     for name, spec in template.inputs.items():
         value = values.get(name, spec.default)
@@ -35,12 +36,15 @@ def wanted_texts(template: Template, values: Mapping[str, Any]) -> list[str]:
         if not spec.targets or not all(walk.only_negative(target.node) for target in spec.targets):
             texts.append(value)
             texts += [target.text for target in spec.targets if target.text is not None]
-    return texts + fixed_texts(template, walk)
+    return [*texts, *walk.fixed]
 
 
-def fixed_texts(template: Template, walk: _Walk | None = None) -> list[str]:
+def fixed_texts(template: Template) -> list[str]:
     """The texts written into the graph itself that no input replaces, the purely negative ones left out."""
-    walk = walk or _Walk(template)
+    return list(_walk_of(template).fixed)
+
+
+def _fixed(template: Template, walk: _Walk) -> list[str]:
     written = {(target.node, target.field) for spec in template.inputs.values() for target in spec.targets}
     return [
         text
@@ -50,6 +54,19 @@ def fixed_texts(template: Template, walk: _Walk | None = None) -> list[str]:
         if not is_link(value) and not walk.only_negative(node_id)
         for text in _texts_in(value)
     ]
+
+
+_walks: dict[str, _Walk] = {}
+"""By the templates' digests: a walk takes longer than all the rest of accepting a request."""
+
+
+def _walk_of(template: Template) -> _Walk:
+    walk = _walks.get(template.digest)
+    if walk is None:
+        if len(_walks) >= MOST_WALKS:
+            _walks.clear()
+        walk = _walks[template.digest] = _Walk(template)
+    return walk
 
 
 class _Walk:
@@ -70,6 +87,8 @@ class _Walk:
                 self._negative.add(node_id)
             if self._all_negative([use for use in self._uses[node_id] if use.slot == NEGATIVE_SLOT]):
                 self._negative_second.add(node_id)
+        self.fixed: Sequence[str] = tuple(_fixed(template, self))
+        """The texts of the graph itself."""
 
     def only_negative(self, node_id: str) -> bool:
         """Whether all that a node gives ends at the negative side of guided samplers."""
