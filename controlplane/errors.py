@@ -224,6 +224,13 @@ class PodRefused(TroupeError):
     code = "pod_refused"
 
 
+class WebhookUnreachable(TroupeError):
+    """The webhook's address did not answer."""
+
+    status = 502
+    code = "webhook_unreachable"
+
+
 class StaleClaim(TroupeError):
     """Another process has claimed this job since."""
 

@@ -146,6 +146,23 @@ class BlobStore(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class PostAnswer:
+    """What somebody answered to a webhook: the status, the first bytes as text, and for how long to leave it alone."""
+
+    status: int
+    head: str = ""
+    retry_after: float | None = None
+
+
+class WebhookPost(Protocol):
+    """Sends webhooks to addresses that clients chose, and to no other."""
+
+    async def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> PostAnswer:
+        """Send one message; never follows a redirect. WebhookUnreachable where there was no answer."""
+        ...
+
+
 class Launcher(Protocol):
     """Rents pods from one provider and ends them.
 

@@ -108,6 +108,15 @@ class Settings(BaseSettings):
     """After this a request for a pod without an answer is given up."""
     reconcile_seconds: float = 60.0
 
+    event_days: float = Field(default=7.0, ge=1.0)
+    """Events are kept so long; what finished jobs told of their progress goes sooner."""
+    webhook_private: bool = False
+    """Whether webhooks may go to this machine and its networks, and unencrypted: for development."""
+    webhook_give_up_days: float = Field(default=5.0, gt=0)
+    """A webhook is disabled when every attempt has failed for so long."""
+    webhook_delivery_days: float = Field(default=14.0, ge=1.0)
+    """Ended deliveries are kept so long, to be looked at and sent again."""
+
     @property
     def effective_database_url(self) -> str:
         """The SQLAlchemy URL in force."""
