@@ -53,6 +53,8 @@ class Settings(BaseSettings):
     image_deadline_seconds: float = 15 * 60.0
     video_deadline_seconds: float = 60 * 60.0
     train_deadline_seconds: float = 6 * 3600.0
+    max_deadline_seconds: float = Field(default=7 * 24 * 3600.0, ge=1)
+    """The longest ``deadline_seconds`` that a request may ask for instead."""
     submit_timeout_seconds: float = 30.0
     stall_seconds: float = 180.0
     heartbeat_seconds: float = 30.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from datetime import datetime
 from typing import TypeVar
 
 from aiohttp import web
@@ -28,7 +29,9 @@ async def list_jobs(request: web.Request) -> web.Response:
         authenticate(request).project_id,
         character_id=wanted.character_id,
         kind=wanted.kind,
-        status=wanted.status,
+        statuses=wanted.statuses,
+        created_from=_seconds(wanted.created_from),
+        created_before=_seconds(wanted.created_before),
         limit=wanted.limit,
         cursor=wanted.cursor,
     )
@@ -78,6 +81,10 @@ async def accept(
 
     # The transaction that makes the job looks for an earlier answer first.
     return await answered_once(request, once, work, look=False, kept=at_once.values())
+
+
+def _seconds(moment: datetime | None) -> float | None:
+    return None if moment is None else moment.timestamp()
 
 
 def _applied(seconds: float | None) -> dict[str, str]:

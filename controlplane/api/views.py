@@ -94,6 +94,7 @@ class Views:
             "started_at": moment_or_none(job.started_at),
             "finished_at": moment_or_none(job.finished_at),
             "deadline_at": moment(job.deadline_at),
+            "priority": job.priority,
         }
 
     def character(self, summary: CharacterSummary) -> Json:

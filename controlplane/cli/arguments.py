@@ -61,6 +61,7 @@ def _add_making(commands: Commands) -> None:
     create.add_argument("folder", type=Path, metavar="FOLDER", help="images, and captions.json if you like")
     for field in ("class-word", "trigger-word", "description", "base-model", "recipe"):
         create.add_argument(f"--{field}")
+    _add_urgency(create)
     create.add_argument("--no-wait", action="store_true", help="return as soon as the training is queued")
 
     image = _client(commands, "image", "make images of a character")
@@ -91,7 +92,14 @@ def _add_generation(parser: argparse.ArgumentParser) -> None:
         "--set", action="append", default=[], metavar="NAME=VALUE", help="an input of the workflow's own; repeat"
     )
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="also save the files here")
+    _add_urgency(parser)
     parser.add_argument("--no-wait", action="store_true", help="return as soon as the job is queued")
+
+
+def _add_urgency(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--priority", type=int, metavar="N", help="-100 to 100; among waiting jobs more goes first (0)")
+    seconds = "fail it unless it is done by then"
+    parser.add_argument("--deadline", type=float, dest="deadline_seconds", metavar="SECONDS", help=seconds)
 
 
 def _add_lists(commands: Commands) -> None:
@@ -105,7 +113,7 @@ def _add_lists(commands: Commands) -> None:
             listing.add_argument("--limit", type=_count, default=20)
         if name == "jobs":
             listing.add_argument("--character", metavar="ID")
-            listing.add_argument("--status")
+            listing.add_argument("--status", help="one status or several: queued,running")
             listing.add_argument("--kind", choices=("image", "video", "train"))
         if name == "workflows":
             _add_workflow_actions(listing)

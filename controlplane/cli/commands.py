@@ -16,11 +16,11 @@ from controlplane.errors import BadRequest
 
 GENERATION_FIELDS = (
     "prompt", "negative_prompt", "width", "height", "steps", "cfg", "seed", "version", "lora_strength", "workflow",
-    "format",
+    "format", "priority", "deadline_seconds",
 )  # fmt: skip
 IMAGE_FIELDS = (*GENERATION_FIELDS, "count")
 VIDEO_FIELDS = (*GENERATION_FIELDS, "frames", "seconds", "fps", "motion", "image_asset_id")
-CREATE_FIELDS = ("class_word", "trigger_word", "description", "base_model", "recipe")
+CREATE_FIELDS = ("class_word", "trigger_word", "description", "base_model", "recipe", "priority", "deadline_seconds")
 NOT_IMAGES = (".json", ".txt", ".md", ".yaml", ".csv")
 
 

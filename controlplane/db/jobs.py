@@ -56,13 +56,21 @@ def page(
     before: Position | None = None,
     character_id: str | None = None,
     kind: str | None = None,
-    status: str | None = None,
+    statuses: Collection[str] = (),
+    created_from: float | None = None,
+    created_before: float | None = None,
 ) -> list[Job]:
-    """Jobs, newest first, strictly after ``before``."""
+    """Jobs, newest first, strictly after ``before``; no ``statuses`` mean any."""
     query = select(jobs).where(jobs.c.project_id == project_id)
-    for column, wanted in ((jobs.c.character_id, character_id), (jobs.c.kind, kind), (jobs.c.status, status)):
+    for column, wanted in ((jobs.c.character_id, character_id), (jobs.c.kind, kind)):
         if wanted is not None:
             query = query.where(column == wanted)
+    if statuses:
+        query = query.where(jobs.c.status.in_(list(statuses)))
+    if created_from is not None:
+        query = query.where(jobs.c.created_at >= created_from)
+    if created_before is not None:
+        query = query.where(jobs.c.created_at < created_before)
     if before is not None:
         same_moment = and_(jobs.c.created_at == before.created_at, jobs.c.id < before.id)
         query = query.where(or_(jobs.c.created_at < before.created_at, same_moment))

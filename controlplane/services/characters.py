@@ -39,10 +39,10 @@ from controlplane.services.assets import purge
 from controlplane.services.datasets import Material, Upload
 from controlplane.services.events import Hints, append
 from controlplane.services.idempotency import Claim
-from controlplane.services.jobs import Jobs
+from controlplane.services.jobs import Jobs, checked_deadline
 from controlplane.services.pod_check import check_pods
 from controlplane.services.summaries import CharacterSummary, character_of, summaries_of, summary_of
-from controlplane.services.training import Training
+from controlplane.services.training import Training, Wanted
 from controlplane.settings import Settings
 from controlplane.workflows.catalog import Catalog
 
@@ -61,6 +61,8 @@ class NewCharacter:
     description: str = ""
     base_model: str | None = None
     recipe: str | None = None
+    priority: int | None = None
+    deadline_seconds: float | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     captions: Mapping[str, str] = field(default_factory=dict)
     subject: str = "fictional"
@@ -74,6 +76,8 @@ class TrainAgain:
     recipe: str | None = None
     base_model: str | None = None
     captions: Mapping[str, str] = field(default_factory=dict)
+    priority: int | None = None
+    deadline_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -139,7 +143,7 @@ class Characters:
                 character = await self._db.read(_named, draft, new.trigger_word)
                 material = await datasets.store(self._blobs, character, judged, captions, draft.created_at)
                 try:
-                    return await self._queued(self._insert, character, material, new.recipe, once)
+                    return await self._queued(self._insert, character, material, _wanted(new), once)
                 except _NameTaken:
                     # Another request was quicker with this name: the next free one is chosen.
                     continue
@@ -162,6 +166,7 @@ class Characters:
         character = await self._db.read(character_of, project_id, character_id)
         character = replace(character, base_model=body.base_model or character.base_model)
         self._catalog.recipe(self._catalog.model(character.base_model).id, body.recipe or "")
+        checked_deadline(body.deadline_seconds, 0.0, self._settings)
         material: Material | None = None
         if uploads:
             with tempfile.TemporaryDirectory(prefix="troupe-intake-") as folder:
@@ -209,6 +214,7 @@ class Characters:
         subject, consent = _checked_subject(new, now)
         base_model = new.base_model or self._catalog.default_model(self._settings.default_base_model).id
         self._catalog.recipe(self._catalog.model(base_model).id, new.recipe or "")
+        checked_deadline(new.deadline_seconds, 0.0, self._settings)
         return Character(
             project_id=project_id,
             id="",
@@ -249,7 +255,7 @@ class Characters:
         return await self._db.read(_created, character.project_id, job_id)
 
     def _insert(
-        self, c: Connection, character: Character, material: Material, recipe: str | None, once: Claim | None
+        self, c: Connection, character: Character, material: Material, wanted: Wanted, once: Claim | None
     ) -> str:
         """Everything of a new character in one transaction; returns the job's id. Raises _Repeated, _NameTaken."""
         _check_first(c, once)
@@ -261,7 +267,7 @@ class Characters:
         told = {"character_id": character.id, "name": character.name}
         append(c, character.project_id, events.CHARACTER_CREATED, told, None, character.id, character.created_at)
         material.insert(c)
-        return self._queue(c, character, material.dataset, recipe, once)
+        return self._queue(c, character, material.dataset, wanted, once)
 
     def _insert_again(
         self, c: Connection, character: Character, material: Material | None, body: TrainAgain, once: Claim | None
@@ -272,15 +278,13 @@ class Characters:
         base = self._catalog.model(character.base_model)
         used = material or datasets.again(c, character, body.captions, base, self._settings, self._clock.now())
         used.insert(c)
-        return self._queue(c, character, used.dataset, body.recipe, once)
+        return self._queue(c, character, used.dataset, _wanted(body), once)
 
-    def _queue(
-        self, c: Connection, character: Character, dataset: Dataset, recipe: str | None, once: Claim | None
-    ) -> str:
+    def _queue(self, c: Connection, character: Character, dataset: Dataset, wanted: Wanted, once: Claim | None) -> str:
         check_pods(c, character.project_id)
         now = self._clock.now()
         number = character_rows.last_number(c, character.project_id, character.id) + 1
-        plan = self._training.plan(character, dataset, number, recipe, now)
+        plan = self._training.plan(character, dataset, number, wanted, now)
         character_rows.insert_version(c, plan.version)
         job = self._jobs.insert(c, plan.job)
         if once is not None:
@@ -303,6 +307,10 @@ class _Repeated(Exception):
     def __init__(self, job_id: str) -> None:
         self.job_id = job_id
         super().__init__(job_id)
+
+
+def _wanted(body: NewCharacter | TrainAgain) -> Wanted:
+    return Wanted(body.recipe, body.priority, body.deadline_seconds)
 
 
 def _check_first(c: Connection, once: Claim | None) -> None:

@@ -23,7 +23,7 @@ from controlplane.errors import NotFound, Unprocessable
 from controlplane.ports import Clock
 from controlplane.services.events import Hints
 from controlplane.services.idempotency import Claim
-from controlplane.services.jobs import Jobs
+from controlplane.services.jobs import Jobs, checked_deadline
 from controlplane.services.outputs import reported, warnings_of
 from controlplane.services.pod_check import check_pods
 from controlplane.services.request_checks import (
@@ -191,6 +191,7 @@ class Generation:
         settings, template, version = self._settings, cast.template, cast.version
         # A template that puts no LoRA on its model must not be held to a pod that has one.
         sha256 = version.lora_sha256 if version is not None and template.takes("lora_sha256") else None
+        usual = settings.image_deadline_seconds if is_image else settings.video_deadline_seconds
         given = {name: value for name, value in dataclasses.asdict(request).items() if value not in (None, {})}
         return NewJob(
             project_id=project_id,
@@ -200,7 +201,8 @@ class Generation:
             graph=bound.graph,
             needs=self._catalog.needs(template, cast.model.id, sha256),
             outputs=[{"node": output.node, "kind": output.kind} for output in template.outputs],
-            deadline_seconds=settings.image_deadline_seconds if is_image else settings.video_deadline_seconds,
+            deadline_seconds=checked_deadline(request.deadline_seconds, usual, settings),
+            priority=request.priority or 0,
             request={**given, "values": bound.values},
             character_id=cast.character.id if cast.character is not None else None,
             version=version.number if version is not None else None,

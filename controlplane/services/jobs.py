@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +18,10 @@ from controlplane.domain.assets import Asset
 from controlplane.domain.ids import new_id
 from controlplane.domain.jobs import CANCELLED, EMPTY_PROGRESS, QUEUED, Attempt, Job, NewJob, is_final
 from controlplane.domain.pages import Page, Position, checked_limit, decode, page_of
-from controlplane.errors import Conflict, NotFound
+from controlplane.errors import Conflict, NotFound, Unprocessable
 from controlplane.ports import Clock
 from controlplane.services.events import Hints, append_of_job
+from controlplane.settings import Settings
 
 Ending = Callable[[Connection, Job, Mapping[str, Any] | None, float], None]
 """``(connection, job, error, now)``: what a kind does in the transaction in which its job failed or was cancelled."""
@@ -65,18 +66,23 @@ class Jobs:
         *,
         character_id: str | None = None,
         kind: str | None = None,
-        status: str | None = None,
+        statuses: Collection[str] = (),
+        created_from: float | None = None,
+        created_before: float | None = None,
         limit: int | None = None,
         cursor: str | None = None,
     ) -> Page[JobView]:
-        """Jobs, newest first. Unprocessable where the cursor is none of ours."""
+        """Jobs, newest first, of one of the ``statuses`` where there are any; times are seconds since the epoch.
+
+        Unprocessable where the cursor is none of ours.
+        """
         size, before = checked_limit(limit), decode(cursor)
+        wanted = (character_id, kind, statuses, created_from, created_before)
 
-        def read(c: Connection) -> list[JobView]:
-            found = job_rows.page(c, project_id, size + 1, before, character_id, kind, status)
-            return _views(c, project_id, found)
+        def list_jobs(c: Connection) -> list[JobView]:
+            return _views(c, project_id, job_rows.page(c, project_id, size + 1, before, *wanted))
 
-        views = await self._db.read(read)
+        views = await self._db.read(list_jobs)
         return page_of(views, size, [Position(view.job.created_at, view.job.id) for view in views])
 
     async def cancel(self, project_id: str, job_id: str) -> JobView:
@@ -113,6 +119,14 @@ class Jobs:
         elif is_final(job.status) and job.status != CANCELLED:
             raise Conflict(f"The job has already {job.status}; it cannot be cancelled any more.")
         return _view(c, project_id, job_id)
+
+
+def checked_deadline(wanted: float | None, usual: float, settings: Settings) -> float:
+    """How many seconds a job may take, waiting included; Unprocessable beyond ``TROUPE_MAX_DEADLINE_SECONDS``."""
+    if wanted is not None and wanted > settings.max_deadline_seconds:
+        detail = f"at most {settings.max_deadline_seconds:g} seconds are given here"
+        raise Unprocessable(detail, errors=[{"pointer": "/deadline_seconds", "detail": detail}])
+    return usual if wanted is None else wanted
 
 
 def _queued(new: NewJob, now: float) -> Job:

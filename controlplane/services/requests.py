@@ -27,6 +27,8 @@ class _Generation:
     rating: str | None = None
     end_user: str | None = None
     image_asset_id: str | None = None
+    priority: int | None = None
+    deadline_seconds: float | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     workflow_inputs: Mapping[str, Any] = field(default_factory=dict)
 

@@ -25,6 +25,7 @@ from controlplane.domain.prompts import sample_prompts, training_caption
 from controlplane.errors import CharacterNotReady, NotFound
 from controlplane.ports import BlobStore
 from controlplane.services.events import append
+from controlplane.services.jobs import checked_deadline
 from controlplane.services.outputs import number, reported, warnings_of
 from controlplane.services.summaries import character_of
 from controlplane.settings import Settings
@@ -33,6 +34,15 @@ from controlplane.workflows.catalog import Catalog
 
 TRAINING_SEED = 42
 RETRY_AFTER_SECONDS = 30
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a request says of its training; None means the default."""
+
+    recipe: str | None = None
+    priority: int | None = None
+    deadline_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -52,10 +62,13 @@ class Training:
         self._catalog = catalog
         self._settings = settings
 
-    def plan(self, character: Character, dataset: Dataset, number: int, recipe: str | None, now: float) -> Plan:
-        """Bind a training on the character's base model. Raises Unprocessable for an unknown base model or recipe."""
+    def plan(self, character: Character, dataset: Dataset, number: int, wanted: Wanted, now: float) -> Plan:
+        """Bind a training on the character's base model.
+
+        Raises Unprocessable for an unknown base model or recipe, and for a deadline beyond what is given here.
+        """
         base_model = character.base_model
-        chosen = self._catalog.recipe(base_model, recipe or "")
+        chosen = self._catalog.recipe(base_model, wanted.recipe or "")
         template = self._catalog.template_for(base_model, "train")
         values = {
             "character_id": character.id,
@@ -88,7 +101,10 @@ class Training:
             graph=bound.graph,
             needs=self._catalog.needs(template, base_model),
             outputs=[{"node": output.node, "kind": output.kind} for output in template.outputs],
-            deadline_seconds=self._settings.train_deadline_seconds,
+            deadline_seconds=checked_deadline(
+                wanted.deadline_seconds, self._settings.train_deadline_seconds, self._settings
+            ),
+            priority=wanted.priority or 0,
             # The parameters are pinned here: a recipe edited while the job waits must not change what it trains.
             request={**values, "recipe_digest": chosen.digest, "params": chosen.params, "dataset_id": dataset.id},
             character_id=character.id,

@@ -25,7 +25,7 @@ FIELDS_OF: Mapping[str, Sequence[str]] = {
 RESERVED = frozenset(
     {
         *("character_id", "version", "lora_sha256", "model", "workflow", "workflow_inputs", "rating", "end_user"),
-        *("metadata", "image_asset_id", "seconds", "values"),
+        *("metadata", "image_asset_id", "seconds", "values", "priority", "deadline_seconds"),
     }
 )
 

@@ -63,8 +63,23 @@ async def test_a_list_can_be_narrowed_to_a_character_kind_and_status(room: Engin
     wanted = await room.submit(character_id="mira", kind="train")
     await room.submit(character_id="mira")
     await room.submit(kind="train")
-    page = await room.jobs.list(PROJECT, character_id="mira", kind="train", status="queued")
+    page = await room.jobs.list(PROJECT, character_id="mira", kind="train", statuses=["queued"])
     assert [view.job.id for view in page.items] == [wanted.id]
+
+
+async def test_a_list_can_be_narrowed_to_several_statuses(room: Engine) -> None:
+    waiting, cancelled = await room.submit(), await room.submit()
+    await room.jobs.cancel(PROJECT, cancelled.id)
+    statuses = (["queued"], ["cancelled"], ["queued", "cancelled"], ["running"])
+    pages = [await room.jobs.list(PROJECT, statuses=one) for one in statuses]
+    found = [[view.job.id for view in page.items] for page in pages]
+    assert found == [[waiting.id], [cancelled.id], [cancelled.id, waiting.id], []]
+
+
+async def test_a_list_can_be_narrowed_to_a_time(room: Engine) -> None:
+    first, second, third = [await room.submit() for _ in range(3)]
+    page = await room.jobs.list(PROJECT, created_from=first.created_at, created_before=third.created_at)
+    assert [view.job.id for view in page.items] == [second.id, first.id]
 
 
 async def test_a_strange_cursor_is_refused(room: Engine) -> None:

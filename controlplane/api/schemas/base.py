@@ -52,6 +52,18 @@ class Problem(BaseModel):
     errors: list[FieldProblem] = Field(default_factory=list)
 
 
+Priority = Annotated[
+    int | None,
+    Field(ge=-100, le=100, description="Among your own waiting jobs a higher one goes first; 0 is usual."),
+]
+DeadlineSeconds = Annotated[
+    float | None,
+    Field(
+        ge=1,
+        allow_inf_nan=False,
+        description="After so many seconds, waiting included, the job is stopped and fails; the server sets a limit.",
+    ),
+]
 Timestamp = Annotated[str, Field(json_schema_extra={"format": "date-time"}, description="RFC 3339, UTC.")]
 Links = Annotated[dict[str, str], Field(description="Addresses relative to the server, by relation.")]
 FreeJson = Annotated[dict[str, Any], Field(description="Free JSON object.")]

@@ -6,7 +6,16 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from controlplane.api.schemas.base import FreeJson, Links, PageQuery, Reply, Request, Timestamp
+from controlplane.api.schemas.base import (
+    DeadlineSeconds,
+    FreeJson,
+    Links,
+    PageQuery,
+    Priority,
+    Reply,
+    Request,
+    Timestamp,
+)
 from controlplane.api.schemas.jobs import Fault, Job
 
 Subject = Literal["fictional", "real"]
@@ -43,6 +52,8 @@ class CreateCharacter(Request):
     image_urls: list[str] = Field(default_factory=list, max_length=200, description="Pictures to fetch, http(s).")
     subject: Subject = "fictional"
     consent: Consent | None = None
+    priority: Priority = None
+    deadline_seconds: DeadlineSeconds = None
 
 
 class PatchCharacter(Request):
@@ -60,6 +71,8 @@ class TrainVersion(Request):
     recipe: str | None = Field(None, min_length=1, max_length=40)
     base_model: str | None = Field(None, min_length=1, max_length=64)
     captions: dict[str, str] = Field(default_factory=dict, description="Captions by file name.")
+    priority: Priority = None
+    deadline_seconds: DeadlineSeconds = None
 
 
 class DatasetImage(Reply):

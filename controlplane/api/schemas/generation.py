@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import ConfigDict, Field
 
 from controlplane.api.schemas.assets import Rating
-from controlplane.api.schemas.base import FreeJson, Request
+from controlplane.api.schemas.base import DeadlineSeconds, FreeJson, Priority, Request
 
 
 class Generate(Request):
@@ -34,6 +34,8 @@ class Generate(Request):
     rating: Rating | None = None
     end_user: str | None = Field(None, max_length=200, description="Your own id of the person you ask for.")
     metadata: FreeJson = Field(default_factory=dict)
+    priority: Priority = None
+    deadline_seconds: DeadlineSeconds = None
 
 
 class GenerateImage(Generate):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from pydantic import Field
+from pydantic import AwareDatetime, Field
 
 from controlplane.api.schemas.assets import Asset
 from controlplane.api.schemas.base import FreeJson, Links, PageQuery, Reply, Timestamp
@@ -22,6 +22,9 @@ JobStatus = Literal[
     "cancelling",
     "cancelled",
 ]
+
+
+_ANY_STATUS = "|".join(get_args(JobStatus))
 
 
 class JobProgress(Reply):
@@ -85,6 +88,7 @@ class Job(Reply):
     started_at: Timestamp | None = None
     finished_at: Timestamp | None = None
     deadline_at: Timestamp
+    priority: int = Field(description="Among a project's waiting jobs a higher one goes first.")
 
 
 class JobPage(Reply):
@@ -106,4 +110,16 @@ class JobsQuery(PageQuery):
 
     character_id: str | None = Field(None, max_length=80)
     kind: JobKind | None = None
-    status: JobStatus | None = None
+    status: str | None = Field(
+        None,
+        pattern=rf"^({_ANY_STATUS})(,({_ANY_STATUS}))*$",
+        description="One status or several, separated by commas.",
+        examples=["queued,running"],
+    )
+    created_from: AwareDatetime | None = Field(None, description="Not older than this (RFC 3339).")
+    created_before: AwareDatetime | None = Field(None, description="Older than this (RFC 3339).")
+
+    @property
+    def statuses(self) -> tuple[str, ...]:
+        """The statuses that are asked for, none for any."""
+        return tuple(self.status.split(",")) if self.status else ()
