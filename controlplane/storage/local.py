@@ -11,28 +11,40 @@ import mimetypes
 import os
 import re
 import secrets
+import stat
 from collections.abc import AsyncIterator, Mapping
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 from urllib.parse import quote, urlencode
 
+from controlplane import failpoints
 from controlplane.errors import BadRequest, Conflict, LinkExpired, NotFound
 from controlplane.ports import BlobInfo, Clock
+from controlplane.storage.facts import Facts
 
 CHUNK = 1 << 20
+IN_MEMORY = 1 << 19
+"""Up to here (bytes) a blob is taken in whole and stored by one thread in one go."""
 ABANDONED_SECONDS = 24 * 3600.0
 _SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._\-]{0,199}")
-_FACTS = ".facts"
 _INCOMING = ".incoming"
 _PUBLIC_FOLDER = re.compile(r"\d{4}-\d{2}-\d{2}")
 """Results lie in folders by day. Whatever lies elsewhere, reference pictures and weights, takes a signed link."""
 
 
-class LocalStore:
-    """Blobs under ``root``; beside them, in hidden folders, what is known of each and what is still arriving.
+class Digest(Protocol):
+    """What a sum over bytes is fed with."""
 
-    A blob appears under its key in one rename, complete and on disk, or not at all.
+    def update(self, data: bytes, /) -> None:
+        """Take in some more."""
+        ...
+
+
+class LocalStore:
+    """Blobs under ``root``; beside them, in hidden folders, what is still arriving, and what is known of each.
+
+    A blob appears under its key at once, complete and on disk, or not at all.
     """
 
     def __init__(self, root: Path, files_url: str, signing_key: str, clock: Clock) -> None:
@@ -41,8 +53,8 @@ class LocalStore:
         self._files_url = files_url
         self._signing_key = signing_key.encode()
         self._clock = clock
-        for folder in (self.root, self.root / _FACTS, self.root / _INCOMING):
-            folder.mkdir(parents=True, exist_ok=True)
+        (self.root / _INCOMING).mkdir(parents=True, exist_ok=True)
+        self._facts = Facts(self.root)
 
     def path(self, key: str) -> Path:
         """Where the blob of ``key`` lies; BadRequest where the key is not a clean one."""
@@ -63,21 +75,17 @@ class LocalStore:
 
     async def put_stream(self, key: str, chunks: AsyncIterator[bytes], media_type: str, size: int) -> BlobInfo:
         """Store what ``chunks`` yields; BadRequest unless it is exactly ``size`` bytes."""
+        if size <= IN_MEMORY:
+            data = b"".join([chunk async for chunk in _exactly(size, chunks)])
+            return await asyncio.to_thread(self._store, key, BytesIO(data), media_type)
         incoming = self._incoming_path()
-        digest, arrived = hashlib.sha256(), 0
+        digest = hashlib.sha256()
         try:
             with await asyncio.to_thread(incoming.open, "xb") as sink:
-                async for chunk in chunks:
-                    arrived += len(chunk)
-                    if arrived > size:
-                        break
-                    digest.update(chunk)
-                    await asyncio.to_thread(sink.write, chunk)
-                await asyncio.to_thread(_sync, sink)
-            if arrived != size:
-                raise BadRequest(f"The link is for {size} bytes; {'more' if arrived > size else arrived} came.")
-            info = BlobInfo(key, size, media_type, digest.hexdigest())
-            return await asyncio.to_thread(self._place, key, self.path(key), incoming, info)
+                async for chunk in _exactly(size, chunks):
+                    await asyncio.to_thread(_take, chunk, digest, sink)
+                info = BlobInfo(key, size, media_type, digest.hexdigest())
+                return await asyncio.to_thread(self._place, key, incoming, sink, info)
         finally:
             incoming.unlink(missing_ok=True)
 
@@ -151,43 +159,55 @@ class LocalStore:
         return hmac.new(self._signing_key, message.encode(), hashlib.sha256).hexdigest()
 
     def _store(self, key: str, source: BinaryIO, media_type: str) -> BlobInfo:
-        target = self.path(key)
+        self.path(key)  # a key that is not clean is refused before anything is written
         incoming = self._incoming_path()
+        digest, size = hashlib.sha256(), 0
         try:
-            size, sha256 = _copy_durably(source, incoming)
-            return self._place(key, target, incoming, BlobInfo(key, size, media_type, sha256))
+            with incoming.open("xb") as sink:
+                while chunk := source.read(CHUNK):
+                    size += len(chunk)
+                    _take(chunk, digest, sink)
+                return self._place(key, incoming, sink, BlobInfo(key, size, media_type, digest.hexdigest()))
         finally:
             incoming.unlink(missing_ok=True)
 
-    def _place(self, key: str, target: Path, incoming: Path, info: BlobInfo) -> BlobInfo:
+    def _place(self, key: str, incoming: Path, sink: BinaryIO, info: BlobInfo) -> BlobInfo:
+        """Bring what arrived to the disk and under its key."""
+        failpoints.reach("put before")
+        target = self.path(key)
+        self._facts.note(key, sink.fileno(), info)
+        sink.flush()
+        os.fsync(sink.fileno())
         try:
             _link(incoming, target)
         except FileExistsError:
             present = _digest(target) if target.is_file() else ""
             if present != info.sha256:
                 raise Conflict(f"The file {key!r} already holds other bytes; keys are immutable.") from None
-        self._write_facts(key, info)
         _sync_folder(target.parent)
+        failpoints.reach("put after")
         return info
 
     def _describe(self, key: str) -> BlobInfo | None:
+        failpoints.reach("head")
         path = self.path(key)
-        if not path.is_file():
-            return None
-        size = path.stat().st_size
         try:
-            facts = json.loads(self._facts_path(key).read_text())
-            if facts["bytes"] == size:
-                return BlobInfo(key, size, facts["media_type"], facts["sha256"])
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
-            pass  # the facts are only a cache of what the file itself says
-        info = BlobInfo(key, size, mimetypes.guess_type(path.name)[0] or "application/octet-stream", _digest(path))
-        self._write_facts(key, info)
+            found = path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        if not stat.S_ISREG(found.st_mode):
+            return None
+        known = self._facts.read(key, path, found.st_size)
+        if known is not None:
+            return known
+        media_type = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
+        info = BlobInfo(key, found.st_size, media_type, _digest(path))
+        self._facts.note(key, path, info)
         return info
 
     def _remove(self, key: str) -> bool:
         path = self.path(key)
-        self._facts_path(key).unlink(missing_ok=True)
+        self._facts.forget(key)
         try:
             path.unlink()
         except (FileNotFoundError, NotADirectoryError):
@@ -198,14 +218,6 @@ class LocalStore:
             with contextlib.suppress(OSError):  # not empty: somebody else's files
                 folder.rmdir()
         return True
-
-    def _facts_path(self, key: str) -> Path:
-        return self.root / _FACTS / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
-
-    def _write_facts(self, key: str, info: BlobInfo) -> None:
-        scratch = self._incoming_path()
-        scratch.write_text(json.dumps({"bytes": info.bytes, "media_type": info.media_type, "sha256": info.sha256}))
-        scratch.replace(self._facts_path(key))
 
 
 def checked_key(key: str) -> tuple[str, ...]:
@@ -222,33 +234,44 @@ def _whole_number(text: str | None) -> int:
     return int(text)
 
 
-def _copy_durably(source: BinaryIO, target: Path) -> tuple[int, str]:
-    digest, size = hashlib.sha256(), 0
-    with target.open("xb") as sink:
-        while chunk := source.read(CHUNK):
-            digest.update(chunk)
-            size += len(chunk)
-            sink.write(chunk)
-        _sync(sink)
-    return size, digest.hexdigest()
+async def _exactly(size: int, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The chunks; BadRequest where they are not ``size`` bytes together."""
+    arrived = 0
+    async for chunk in chunks:
+        arrived += len(chunk)
+        if arrived > size:
+            break
+        yield chunk
+    if arrived != size:
+        raise BadRequest(f"The link is for {size} bytes; {'more' if arrived > size else arrived} came.")
 
 
-def _sync(sink: BinaryIO) -> None:
-    sink.flush()
-    os.fsync(sink.fileno())
+def _take(chunk: bytes, digest: Digest, sink: BinaryIO) -> None:
+    digest.update(chunk)
+    sink.write(chunk)
 
 
 def _link(source: Path, target: Path) -> None:
     """Give ``source`` a second name. Unlike a rename this never replaces: two writers of one key cannot both win."""
-    for attempt in range(3):
-        target.parent.mkdir(parents=True, exist_ok=True)
+    for attempt in range(4):
         try:
-            os.link(source, target)
-            return
+            return os.link(source, target)
         except FileNotFoundError:
-            # A deletion beside us may just have removed the folder that it found empty.
-            if attempt == 2:
+            # The first file of its folder; or a deletion beside us has just removed the folder that it found empty.
+            if attempt == 3:
                 raise
+        except NotADirectoryError:
+            raise FileExistsError(target) from None
+        _make_folder(target.parent)
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder and those above it, in a way that survives a crash of the machine."""
+    if folder.is_dir():
+        return
+    _make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    _sync_folder(folder.parent)
 
 
 def _digest(path: Path) -> str:

@@ -11,7 +11,8 @@ from urllib.parse import parse_qsl, urlsplit
 import pytest
 
 from controlplane.errors import BadRequest, Conflict, LinkExpired, NotFound
-from controlplane.storage.local import LocalStore
+from controlplane.storage import facts, local
+from controlplane.storage.local import IN_MEMORY, LocalStore
 
 KEY = "default/mira/2026-11-20/job_1-1.png"
 DATA = b"not really a picture"
@@ -67,10 +68,35 @@ async def test_head_knows_size_type_and_digest(store: LocalStore) -> None:
     assert (put.bytes, put.media_type, put.sha256) == (len(DATA), "image/png", hashlib.sha256(DATA).hexdigest())
 
 
-async def test_head_reads_a_file_that_lost_its_facts_anew(store: LocalStore) -> None:
+@pytest.fixture(params=["attributes", "files"])
+def facts_in(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Where the store keeps what it knows: on the blob, or beside it where the file system cannot."""
+    monkeypatch.setattr(facts, "HAS_ATTRIBUTES", request.param == "attributes" and facts.HAS_ATTRIBUTES)
+    return str(request.param)
+
+
+async def test_head_answers_without_reading_the_file_again(
+    store: LocalStore, facts_in: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     put = await store.put(KEY, DATA, "image/png")
-    for facts in (store.root / ".facts").iterdir():
-        facts.unlink()
+    monkeypatch.setattr(local, "_digest", lambda path: pytest.fail("the file was read"))
+    assert await store.head(KEY) == put
+
+
+async def test_head_reads_a_file_that_lost_its_facts_anew(store: LocalStore, facts_in: str) -> None:
+    put = await store.put(KEY, DATA, "image/png")
+    copied = store.path(KEY).read_bytes()
+    store.path(KEY).unlink()
+    store.path(KEY).write_bytes(copied)
+    for file in (store.root / ".facts").iterdir():
+        file.unlink()
+    assert await store.head(KEY) == put
+
+
+async def test_what_was_known_of_a_deleted_blob_is_not_told_of_the_next_one(store: LocalStore, facts_in: str) -> None:
+    await store.put(KEY, DATA, "image/png")
+    await store.delete(KEY)
+    put = await store.put(KEY, DATA[::-1], "image/webp")
     assert await store.head(KEY) == put
 
 
@@ -112,6 +138,14 @@ async def test_a_stream_of_another_size_leaves_nothing_behind(store: LocalStore,
     with pytest.raises(BadRequest):
         await store.put_stream(KEY, chunks(DATA), "image/png", size)
     assert visible_files(store) == []
+
+
+async def test_a_large_stream_is_stored_piece_by_piece(store: LocalStore) -> None:
+    parts = [bytes([number]) * (IN_MEMORY // 2) for number in range(5)]
+    info = await store.put_stream(KEY, chunks(*parts), "video/mp4", sum(map(len, parts)))
+    assert info == await store.head(KEY)
+    assert await store.get(KEY) == b"".join(parts)
+    assert visible_files(store) == [KEY]
 
 
 async def test_a_stream_that_breaks_leaves_nothing_behind(store: LocalStore) -> None:
