@@ -89,7 +89,8 @@ class Database:
           StaleClaim: the first run was committed, there is nothing left to do;
         - an asset is marked as stored or deleted, a thumbnail noted: the same values again.
 
-        What inserts a row under an id that ``fn`` makes up itself is not such: it would insert a second one.
+        What inserts a row is such only where its id is made up outside of ``fn``, which looks for it when it is run
+        again; else a second one would be inserted.
         """
         end = time.monotonic() + AWAY_SECONDS
         while True:

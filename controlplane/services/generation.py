@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import itertools
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,6 +17,7 @@ from controlplane.db.database import Database
 from controlplane.domain.assets import EXTENSIONS, Asset
 from controlplane.domain.characters import Character, Version
 from controlplane.domain.content import Rating, checked_rating
+from controlplane.domain.ids import new_id
 from controlplane.domain.jobs import Attempt, Job, JobResult, NewJob
 from controlplane.domain.prompts import compose
 from controlplane.errors import NotFound, Unprocessable
@@ -97,23 +98,28 @@ class Generation:
     async def _submit(self, project_id: str, request: Request, once: Claim | None) -> Job:
         check_texts(request, self._settings)
         asked_rating = checked_rating(request.rating)
+        job_id, runs = new_id("job"), itertools.count()
 
-        def write(c: Connection) -> Job:
+        def accept_request(c: Connection) -> Job:
             first = once.first_answer(c) if once is not None else None
             if first is not None:
                 return _job(c, project_id, first["job_id"])
+            # A connection that broke during the COMMIT of the run before leaves open whether the job is there.
+            stored = job_rows.get(c, project_id, job_id) if next(runs) > 0 else None
+            if stored is not None:
+                return stored
             cast = self._cast(c, project_id, request)
             rating = rating_with(asked_rating, cast.pictures.values())
             values = self._values(request, cast)
             check_request_content(request, rating, cast.shown, cast.template, values)
             bound = bind(cast.template, values)
             check_pods(c, project_id)
-            job = self._jobs.insert(c, self._new_job(project_id, request, rating, cast, bound))
+            job = self._jobs.insert(c, self._new_job(job_id, project_id, request, rating, cast, bound))
             if once is not None:
                 once.keep(c, {"job_id": job.id}, self._clock.now(), job)
             return job
 
-        job = await self._db.write(write)
+        job = await self._db.write_fenced(accept_request)
         self._hints.wake()
         return job
 
@@ -186,14 +192,17 @@ class Generation:
                 values[name] = getattr(cast.model, name)
         return values
 
-    def _new_job(self, project_id: str, request: Request, rating: Rating, cast: _Cast, bound: Bound) -> NewJob:
+    def _new_job(
+        self, job_id: str, project_id: str, request: Request, rating: Rating, cast: _Cast, bound: Bound
+    ) -> NewJob:
         is_image = isinstance(request, ImageRequest)
         settings, template, version = self._settings, cast.template, cast.version
         # A template that puts no LoRA on its model must not be held to a pod that has one.
         sha256 = version.lora_sha256 if version is not None and template.takes("lora_sha256") else None
         usual = settings.image_deadline_seconds if is_image else settings.video_deadline_seconds
-        given = {name: value for name, value in dataclasses.asdict(request).items() if value not in (None, {})}
+        given = {name: value for name, value in vars(request).items() if value not in (None, {})}
         return NewJob(
+            id=job_id,
             project_id=project_id,
             kind="image" if is_image else "video",
             template=template.name,
