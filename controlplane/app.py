@@ -49,6 +49,7 @@ from controlplane.services.projects import Projects
 from controlplane.services.reconciling import Reconciler
 from controlplane.services.rental_books import RentalBooks
 from controlplane.services.rentals import Rentals
+from controlplane.services.retention import Retention
 from controlplane.services.scheduler import Scheduler
 from controlplane.services.training import Training
 from controlplane.services.workflows import Workflows, imported_folder
@@ -60,6 +61,7 @@ from controlplane.workflows.catalog import Catalog
 log = logging.getLogger("troupe.app")
 
 POD_SWEEP_SECONDS = 10.0
+RETENTION_SWEEP_SECONDS = 60.0
 RESTART_SECONDS = 2.0
 SHUTDOWN_SECONDS = 5.0
 
@@ -206,6 +208,10 @@ async def _background(app: web.Application) -> AsyncIterator[None]:
                 )
             ),
         ]
+        retention = Retention(parts.db, parts.clock, parts.settings)
+        tasks.append(
+            asyncio.create_task(_kept_up("retention", lambda: _every(RETENTION_SWEEP_SECONDS, retention.sweep)))
+        )
         if (notices := parts.notices) is not None:
             tasks.append(asyncio.create_task(_kept_up("notices", lambda: notices.run(parts.hints.ring))))
         try:

@@ -110,6 +110,8 @@ class Settings(BaseSettings):
     """After this a request for a pod without an answer is given up."""
     reconcile_seconds: float = 60.0
 
+    job_days: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """Jobs that ended longer ago, and of which no asset and no version is left, are forgotten; 0 keeps all of them."""
     event_days: float = Field(default=7.0, ge=1.0)
     """Events are kept so long; what finished jobs told of their progress goes sooner."""
     webhook_private: bool = False
