@@ -1,4 +1,4 @@
-"""The pack's ear and mouth in ComfyUI's server: beats from the events it sends, and the route `GET /troupe/state`."""
+"""The pack's ear and mouth in ComfyUI's server: beats from the events it sends, `/troupe/state`, `/troupe/uploads`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import state
 from .comfy_host import ComfyHost
+from .hand_over import hand_over
 from .lora_cache import digests_in
 from .training.trainers import TRAINERS
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ROUTE = "/troupe/state"
+UPLOADS_ROUTE = "/troupe/uploads/{prompt_id}"
 # What ComfyUI names its worker's thread after; a later version that does not is learnt from its first event.
 WORKER_NAME = "prompt_worker"
 _BEATS = frozenset(
@@ -30,7 +32,7 @@ _WORKERS_OWN = frozenset({"execution_start", "executing"})
 
 
 def serve(server: Any) -> None:
-    """Tap the events of ComfyUI's PromptServer and add the route to it, while its routes are still being collected.
+    """Tap the events of ComfyUI's PromptServer and add the routes to it, while its routes are still being collected.
 
     Raises RuntimeError where another copy of the pack did so: a second route would keep ComfyUI from starting.
     """
@@ -46,7 +48,13 @@ def serve(server: Any) -> None:
         # In a thread: asking a device that hangs must not stop every other route.
         return web.json_response(await asyncio.to_thread(_snapshot, ear, host))
 
+    async def uploads(request: web.Request) -> web.Response:
+        from aiohttp import web
+
+        return web.json_response(hand_over().told(request.match_info["prompt_id"]))
+
     server.routes.get(ROUTE)(answer)
+    server.routes.get(UPLOADS_ROUTE)(uploads)
 
 
 class Ear:

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from .transport import Stream, TransportError, exchange, open_stream, retrying
+from .transport import Exchange, Stream, TransportError, exchange, open_stream, retrying
 
 Pause = Callable[[float], None]
 # How often an upload is tried: a sample is a courtesy, a finished LoRA is minutes of work (40 tries: 3 minutes).
@@ -82,7 +82,10 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Upload:
-    """A file to hand over: `kind` is output, sample, checkpoint, state or lora; `index` tells files of a kind apart."""
+    """A file to hand over: `kind` is output, sample, checkpoint, state or lora; `index` tells files of a kind apart.
+
+    `upload` is the reference under which an output was promised before it was stored.
+    """
 
     name: str
     media_type: str
@@ -94,6 +97,7 @@ class Upload:
     duration: float | None = None
     fps: float | None = None
     frames: int | None = None
+    upload: str | None = None
 
 
 @dataclass(frozen=True)
@@ -126,6 +130,7 @@ class ControlPlane:
     """The calls of a node; every one raises TransportError with the control plane's own words."""
 
     url: str
+    exchange: Exchange = exchange
 
     def lora(self, character_id: str, version: int, pause: Pause) -> LoraTicket:
         """The LoRA of a version (0 = the active one). 404: no such version; 409: it is not ready."""
@@ -142,6 +147,8 @@ class ControlPlane:
         sha256, size = digest_of(upload.content)
         wanted = {key: value for key, value in asdict(upload).items() if key != "content"}
         wanted |= {"prompt_id": prompt_id, "bytes": size, "sha256": sha256}
+        if upload.upload is None:
+            del wanted["upload"]
 
         def attempt() -> StoredAsset:
             answer = self._call("POST", "/pods/self/uploads", wanted)
@@ -150,7 +157,7 @@ class ControlPlane:
                 headers = {str(key): str(value) for key, value in ticket.get("headers", {}).items()}
                 stored = StoredAsset(str(answer["asset_id"]), str(answer["url"]), sha256, size)
                 method, target = str(ticket.get("method", "PUT")), self.absolute(str(ticket["url"]))
-            exchange(method, target, headers, upload.content)
+            self.exchange(method, target, headers, upload.content)
             return stored
 
         return retrying(attempt, pause, UPLOAD_ATTEMPTS.get(upload.kind, OTHER_UPLOAD_ATTEMPTS))
@@ -174,7 +181,7 @@ class ControlPlane:
         if body is not None:
             headers["Content-Type"] = "application/json"
             data = json.dumps(body, allow_nan=False).encode()
-        answer = exchange(method, self.url.rstrip("/") + path, headers, data, timeout)
+        answer = self.exchange(method, self.url.rstrip("/") + path, headers, data, timeout)
         with _understood():
             document = json.loads(answer)
             if not isinstance(document, dict):

@@ -48,10 +48,9 @@ class EncodingError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """A finished file: width and height in px as they are in the file, duration in seconds."""
+class Measures:
+    """What can be said of a file: width and height in px as they are in the file, duration in seconds."""
 
-    content: bytes
     media_type: str
     extension: str
     width: int
@@ -65,12 +64,26 @@ def pixels_of(images: Tensor) -> list[Pixels]:
     """IMAGE [N, H, W, 3 or 4] float 0..1 -> N arrays [H, W, 3] of 0..255; raises ValueError for another shape."""
     if images.ndim != 4 or images.shape[-1] not in (3, 4) or 0 in images.shape:
         raise ValueError(f"not a batch of images: shape {tuple(images.shape)}, wanted [N, H, W, 3]")
-    batch = images[..., :3].detach().cpu().float().numpy()
-    rounded = np.clip(np.nan_to_num(batch) * 255.0 + 0.5, 0, 255).astype(np.uint8)
+    # Where the tensor lies: bytes travel from a GPU in a quarter of the time. What is no number becomes black.
+    scaled = images[..., :3].detach().float().mul(255.0).add_(0.5)
+    rounded = scaled.nan_to_num_(nan=0.0, posinf=255.0, neginf=0.0).clamp_(0, 255).byte().cpu().numpy()
     return [np.ascontiguousarray(frame) for frame in rounded]
 
 
-def encode_image(pixels: Pixels, form: str, quality: int, recipe: Recipe, extra: Mapping[str, str]) -> Encoded:
+def measures_of(frames: list[Pixels], form: str, fps: float) -> Measures:
+    """What a file of these frames will be like, before it is made. Raises ValueError for a form or fps there is not."""
+    height, width = frames[0].shape[:2]
+    if form in IMAGE_FORMATS:
+        return Measures(MEDIA_TYPES[form], EXTENSIONS.get(form, form), width, height)
+    if form not in VIDEO_FORMATS:
+        raise ValueError(f"not an image or video format: {form!r}")
+    if not 0 < fps <= 240:
+        raise ValueError(f"fps must be above 0 and at most 240, not {fps}")
+    even, duration = (width + width % 2, height + height % 2), round(len(frames) / fps, 4)
+    return Measures(MEDIA_TYPES[form], form, *even, duration, fps, len(frames))
+
+
+def encode_image(pixels: Pixels, form: str, quality: int, recipe: Recipe, extra: Mapping[str, str]) -> bytes:
     """One picture as png, webp (lossless at quality 100) or jpeg; `extra` becomes more text chunks of a PNG."""
     image = Image.fromarray(pixels)
     body = io.BytesIO()
@@ -83,20 +96,13 @@ def encode_image(pixels: Pixels, form: str, quality: int, recipe: Recipe, extra:
         image.save(body, "JPEG", quality=min(quality, 100), subsampling=0, exif=_exif(recipe), xmp=xmp())
     else:
         raise ValueError(f"not an image format: {form!r}")
-    return Encoded(body.getvalue(), MEDIA_TYPES[form], EXTENSIONS.get(form, form), image.width, image.height)
+    return body.getvalue()
 
 
-def encode_video(frames: list[Pixels], form: str, fps: float, quality: int, recipe: Recipe) -> Encoded:
+def encode_video(frames: list[Pixels], form: str, fps: float, quality: int, recipe: Recipe) -> bytes:
     """All frames as one mp4 or webm: yuv420p, even sides, index first. Raises EncodingError with what was tried."""
-    if form not in VIDEO_FORMATS:
-        raise ValueError(f"not a video format: {form!r}")
-    if not 0 < fps <= 240:
-        raise ValueError(f"fps must be above 0 and at most 240, not {fps}")
     even = [_with_even_sides(frame) for frame in frames]
-    height, width = even[0].shape[:2]
-    content = _encoded_by_first_codec(even, form, Fraction(fps).limit_denominator(1001), quality, recipe)
-    duration = round(len(frames) / fps, 4)
-    return Encoded(content, MEDIA_TYPES[form], form, width, height, duration, fps, len(frames))
+    return _encoded_by_first_codec(even, form, Fraction(fps).limit_denominator(1001), quality, recipe)
 
 
 def _png_texts(recipe: Recipe, extra: Mapping[str, str]) -> PngImagePlugin.PngInfo:

@@ -48,6 +48,7 @@ _lock = threading.Lock()
 _run: _Run | None = None
 _device_error: str | None = None
 _problems: dict[str, str] = {}
+_uploads = 0
 
 
 def beat(seconds_per_step: float | None = None) -> None:
@@ -106,6 +107,13 @@ def note_error(text: str) -> None:
             _device_error = _device_error or text.strip()[:MAX_ERROR_CHARACTERS]
 
 
+def note_uploads(pending: int) -> None:
+    """How many files are on their way to the store; whoever ends this process should wait for them."""
+    global _uploads
+    with _lock:
+        _uploads = pending
+
+
 def note_problem(part: str, words: str) -> None:
     """Remember that a part of the pack does not work in this process, and why."""
     with _lock:
@@ -138,7 +146,7 @@ def snapshot(
     machine = machine or _machine()
     now = time.monotonic()
     with _lock:
-        run, device_error, problems = _run, _device_error, dict(_problems)
+        run, device_error, problems, uploads = _run, _device_error, dict(_problems), _uploads
     return {
         "worker_alive": worker_alive,
         "prompt_id": run.prompt_id if run else None,
@@ -151,6 +159,7 @@ def snapshot(
         "trainers": sorted(name for name, words in trainer_obstacles.items() if words is None),
         "trainer_obstacles": {name: words for name, words in sorted(trainer_obstacles.items()) if words is not None},
         "loras": list(loras),
+        "uploads_pending": uploads,
         "device_error": device_error,
         "problems": problems,
         "rss_bytes": rss_bytes(),

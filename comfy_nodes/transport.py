@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
 
@@ -27,6 +27,8 @@ CHUNK_BYTES = 1 << 18
 # How often someone who waits for a silent peer is asked whether to go on, and how many chunks are read ahead.
 LOOK_EVERY_SECONDS = 0.2
 CHUNKS_AHEAD = 8
+# A connection that was idle for longer may have been closed by the other side in that very moment.
+IDLE_SECONDS = 20.0
 # Everything that means "the other side or the way to it failed", never "the request was wrong".
 _NETWORK_ERRORS = (OSError, http.client.HTTPException)
 
@@ -54,6 +56,19 @@ class Stream:
     chunks: Iterator[bytes]
 
 
+class Exchange(Protocol):
+    """Sends one request and answers the body of a 2xx, as `exchange` does."""
+
+    def __call__(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        body: bytes | Path | None = None,
+        timeout: float = TIMEOUT_SECONDS,
+    ) -> bytes: ...
+
+
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
     """Redirects are not followed where a secret is sent: urllib would carry the header to the new host."""
 
@@ -78,6 +93,92 @@ def exchange(
         request = urllib.request.Request(url, data=data, headers=sent, method=method)
         response = stack.enter_context(_open(request, timeout, _NoRedirect()))
         return b"".join(_chunks(response, url))
+
+
+class Lines:
+    """Kept connections of one thread, one for each origin: a new one to a store costs two or three round trips.
+
+    Only for requests that may be repeated: one that met the end of a kept connection is sent again. `beat` is called
+    whenever a part of a body has gone out.
+    """
+
+    def __init__(self, beat: Callable[[], None] = lambda: None) -> None:
+        self._beat = beat
+        self._kept: dict[str, tuple[http.client.HTTPConnection, float]] = {}
+
+    def exchange(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        body: bytes | Path | None = None,
+        timeout: float = TIMEOUT_SECONDS,
+    ) -> bytes:
+        """Send one request, answer the body of a 2xx. Raises TransportError for everything else."""
+        parts = urllib.parse.urlsplit(url)
+        if isinstance(body, Path) or _needs_opener(parts):
+            return exchange(method, url, headers, body, timeout)
+        kept, used = self._kept.pop(_origin(url), (None, 0.0))
+        if kept is not None and time.monotonic() - used < IDLE_SECONDS:
+            with contextlib.suppress(*_NETWORK_ERRORS):
+                return self._sent(kept, method, url, headers, body, timeout)
+        if kept is not None:
+            kept.close()
+        make = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        try:
+            return self._sent(make(parts.netloc.rpartition("@")[2]), method, url, headers, body, timeout)
+        except _NETWORK_ERRORS as error:
+            raise TransportError(None, "unreachable", f"{_origin(url)} did not answer: {_reason(error)}") from error
+
+    def _sent(
+        self,
+        line: http.client.HTTPConnection,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        body: bytes | None,
+        timeout: float,
+    ) -> bytes:
+        parts = urllib.parse.urlsplit(url)
+        target = urllib.parse.urlunsplit(("", "", parts.path or "/", parts.query, ""))
+        sized = headers if body is None else {**headers, "Content-Length": str(len(body))}
+        try:
+            line.timeout = timeout
+            if line.sock is not None:
+                line.sock.settimeout(timeout)
+            line.request(method, target, self._parts(body), sized)
+            response = line.getresponse()
+            answer = response.read()
+        except BaseException:
+            line.close()
+            raise
+        if response.will_close:
+            line.close()
+        else:
+            self._kept[_origin(url)] = (line, time.monotonic())
+        if not 200 <= response.status < 300:
+            raise _problem(response.status, response.reason, answer)
+        return answer
+
+    def _parts(self, body: bytes | None) -> bytes | Iterator[bytes] | None:
+        """A body in parts where it is large, so that a slow line shows that it moves."""
+        if body is None or len(body) <= CHUNK_BYTES:
+            return body
+        return self._beating(body)
+
+    def _beating(self, body: bytes) -> Iterator[bytes]:
+        for start in range(0, len(body), CHUNK_BYTES):
+            yield body[start : start + CHUNK_BYTES]
+            self._beat()
+
+
+def _needs_opener(parts: urllib.parse.SplitResult) -> bool:
+    """Whether urllib must have its say: an address that is none of HTTP's, or a proxy on the way to it."""
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        return True
+    if _is_loopback(parts.hostname):
+        return False
+    return parts.scheme in urllib.request.getproxies() and not urllib.request.proxy_bypass(parts.hostname)
 
 
 @contextlib.contextmanager
@@ -174,7 +275,7 @@ def _open(
         response: http.client.HTTPResponse = _opener(url, *handlers).open(request, timeout=timeout)
         return response
     except urllib.error.HTTPError as error:
-        raise _problem(error) from error
+        raise _problem_of(error) from error
     except _NETWORK_ERRORS as error:
         raise TransportError(None, "unreachable", f"{_origin(url)} did not answer: {_reason(error)}") from error
 
@@ -222,13 +323,17 @@ def _chunks(response: http.client.HTTPResponse, url: str) -> Iterator[bytes]:
         raise TransportError(None, "cut_off", f"{_origin(url)} was cut off {response.length} bytes before the end")
 
 
-def _problem(error: urllib.error.HTTPError) -> TransportError:
-    """The RFC 9457 document of an error answer where there is one, else its first line."""
+def _problem_of(error: urllib.error.HTTPError) -> TransportError:
     with error:
         try:
             body = error.read(65536)
         except _NETWORK_ERRORS:
             body = b""
+    return _problem(error.code, str(error.reason), body)
+
+
+def _problem(status: int, reason: str, body: bytes) -> TransportError:
+    """The RFC 9457 document of an error answer where there is one, else its first line."""
     code, detail = "http_error", ""
     try:
         document = json.loads(body)
@@ -236,7 +341,7 @@ def _problem(error: urllib.error.HTTPError) -> TransportError:
         detail = str(document.get("detail") or document.get("title") or "")
     except (ValueError, AttributeError):
         detail = body.decode("utf-8", "replace").strip().split("\n", 1)[0][:200]
-    return TransportError(error.code, code, detail or str(error.reason))
+    return TransportError(status, code, detail or reason)
 
 
 def _reason(error: BaseException) -> str:

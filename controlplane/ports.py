@@ -60,6 +60,21 @@ class Update:
     error: Mapping[str, Any] | None = None
 
 
+@dataclass(frozen=True)
+class HandedOver:
+    """What a pod says of the files that a prompt promised, by reference.
+
+    ``pending`` are on their way, ``failed`` will never come, in words; ``idle_seconds``: how long no file of the pod
+    has moved; ``gone``: why nothing of this prompt will come any more, empty where that is not so.
+    """
+
+    pending: frozenset[str] = frozenset()
+    failed: Mapping[str, str] = field(default_factory=dict)
+    stored: frozenset[str] = frozenset()
+    idle_seconds: float = 0.0
+    gone: str = ""
+
+
 class Provider(Protocol):
     """Runs bound graphs on one kind of pod. All calls are idempotent by ``prompt_id``."""
 
@@ -81,6 +96,13 @@ class Provider(Protocol):
 
     async def forget(self, work: Work) -> None:
         """Drop the pod's own record after our transaction stored the outcome."""
+        ...
+
+    async def handed_over(self, work: Work) -> HandedOver | None:
+        """What has become of the files that the prompt promised; None where the pod has no word for that.
+
+        Raises PodUnreachable, PodRefused.
+        """
         ...
 
     async def probe(self, pod: PodAddress) -> bool:

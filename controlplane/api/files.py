@@ -9,6 +9,7 @@ from typing import BinaryIO, Protocol
 
 from aiohttp import web
 
+from controlplane.api.context import services
 from controlplane.api.replies import json_reply
 from controlplane.errors import BadRequest, NotFound, RangeNotSatisfiable
 from controlplane.ports import BlobInfo
@@ -83,6 +84,7 @@ async def put_file(request: web.Request) -> web.Response:
     if request.content_length not in (None, size):
         raise BadRequest(f"The link is for {size} bytes; this is {request.content_length}.")
     info = await files.put_stream(key, request.content.iter_chunked(CHUNK), media_type, size)
+    services(request).assets.stored(info)
     body = {"key": key, "bytes": info.bytes, "sha256": info.sha256}
     return json_reply(body, status=201, headers={"ETag": f'"{info.sha256}"'})
 

@@ -15,11 +15,13 @@ from controlplane.comfy.messages import (
     Finished,
     Incident,
     Queue,
+    Uploads,
     Worker,
     parse_history,
     parse_incident,
     parse_log,
     parse_queue,
+    parse_uploads,
     parse_worker,
 )
 from controlplane.comfy.prompt import prompt_body
@@ -144,6 +146,11 @@ class ComfyClient:
         """What the thread that runs prompts is doing; None where our node pack is not installed."""
         body = await self._find("/troupe/state")
         return None if body is None else parse_worker(body)
+
+    async def uploads(self, prompt_id: str) -> Uploads | None:
+        """What has become of the files that a prompt promised; None where our node pack is too old or not installed."""
+        body = await self._find(f"/troupe/uploads/{prompt_id}")
+        return None if body is None else parse_uploads(body)
 
     async def free(self, *, unload_models: bool = True, free_memory: bool = True) -> None:
         """Ask the worker to drop models and its node cache before the next prompt."""

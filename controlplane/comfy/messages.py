@@ -264,6 +264,35 @@ def parse_worker(body: Mapping[str, Any]) -> Worker:
 
 
 @dataclass(frozen=True)
+class Uploads:
+    """What the node pack says of the files that a prompt promised, by reference.
+
+    ``failed`` will never come, in words; ``idle_seconds``: for how long no file of this pod has moved.
+    """
+
+    pending: tuple[str, ...] = ()
+    failed: Mapping[str, str] = field(default_factory=dict)
+    stored: tuple[str, ...] = ()
+    idle_seconds: float = 0.0
+
+
+def parse_uploads(body: Mapping[str, Any]) -> Uploads:
+    """Read ``GET /troupe/uploads/{prompt_id}`` of the node pack."""
+    failed, idle = body.get("failed"), body.get("idle_seconds")
+    entries = [one for one in failed if isinstance(one, dict)] if isinstance(failed, list) else []
+    return Uploads(
+        _texts(body.get("pending")),
+        {str(one.get("upload")): str(one.get("reason")) for one in entries},
+        _texts(body.get("stored")),
+        float(idle) if isinstance(idle, (int, float)) else 0.0,
+    )
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    return tuple(str(one) for one in value) if isinstance(value, list) else ()
+
+
+@dataclass(frozen=True)
 class Queue:
     """Prompt ids on the pod, the waiting ones in the order in which they will run."""
 

@@ -28,7 +28,8 @@ from controlplane.comfy.messages import (
 )
 from controlplane.comfy.socket import PodSocket
 from controlplane.errors import PodRefused, PodUnreachable
-from controlplane.ports import BlobStore, PodAddress, Update, Work
+from controlplane.ports import BlobStore, HandedOver, PodAddress, Update, Work
+from controlplane.providers.handing_over import handed_over
 
 log = logging.getLogger(__name__)
 
@@ -129,6 +130,10 @@ class ComfyUIProvider:
         """Drop the pod's own record; a pod that does not answer keeps it until it restarts, which does no harm."""
         with contextlib.suppress(PodUnreachable, PodRefused):
             await self._client(work.pod).forget([work.prompt_id])
+
+    async def handed_over(self, work: Work) -> HandedOver | None:
+        """What has become of the files that the prompt promised; None where the pod has no word for that."""
+        return await handed_over(self._client(work.pod), work.prompt_id)
 
     async def probe(self, pod: PodAddress) -> bool:
         """Whether the pod answers and takes our token."""

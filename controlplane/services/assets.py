@@ -29,15 +29,18 @@ from controlplane.domain.jobs import Attempt, Job, is_final
 from controlplane.domain.pages import Page, Position, checked_limit, decode, page_of
 from controlplane.domain.pods import Pod
 from controlplane.errors import Conflict, NotFound, PayloadTooLarge, StaleAttempt, Unprocessable
-from controlplane.ports import BlobStore, Clock
+from controlplane.ports import BlobInfo, BlobStore, Clock
+from controlplane.services.arrivals import Arrivals, Ask, nobody
 from controlplane.services.outputs import reported
 from controlplane.services.pictures import UnreadablePicture
-from controlplane.services.thumbnails import look_at
+from controlplane.services.thumbnails import is_its_own, look_at
 from controlplane.settings import Settings
 
 # A LoRA of SDXL at rank 32 in full precision with its optimiser has 1 GB; no person uploads a state.
 MAX_STATE_BYTES = 4 * 2**30
 SWEEP_AT_ONCE = 200
+LOOKS_AT_ONCE = 4
+"""Decoding is work for a core each; more at a time would only hold up requests."""
 
 
 class Assets:
@@ -48,18 +51,21 @@ class Assets:
         self._blobs = blobs
         self._clock = clock
         self._settings = settings
+        self._arrivals = Arrivals(db, blobs, settings.stall_seconds)
+        self._looking = asyncio.Semaphore(LOOKS_AT_ONCE)
 
     async def ticket(self, pod: Pod, body: Mapping[str, Any]) -> dict[str, Any]:
         """``{asset_id, url, upload: {method, url, headers}}`` for one file of a job's current attempt.
 
         ``body`` holds prompt_id, name, media_type, bytes, sha256, kind (output|sample|checkpoint|state|lora), index,
-        and width, height, duration, fps, frames where known. The same file again gets the same ticket. StaleAttempt
-        where the attempt is not this pod's and current.
+        and width, height, duration, fps, frames, upload where known. The same file, or the same ``upload``, again gets
+        the same ticket. StaleAttempt where the attempt is not this pod's and current.
         """
         limit = MAX_STATE_BYTES if body["kind"] == "state" else self._settings.max_upload_bytes
         if body["bytes"] > limit:
             raise PayloadTooLarge(f"the file has {body['bytes']:,} bytes, at most {limit:,} are taken")
         asset = await self._db.write(self._announced, pod, body)
+        self._arrivals.announce(asset)
         url, headers = self._blobs.signed_put(
             asset.key, asset.media_type, asset.bytes, self._settings.upload_url_seconds
         )
@@ -68,24 +74,37 @@ class Assets:
         shown = self._blobs.public_url(asset.key) if is_public else self._blobs.signed_get_url(asset.key, seconds)
         return {"asset_id": asset.id, "url": shown, "upload": upload}
 
-    async def verify(self, job: Job, outputs: Mapping[str, Any]) -> list[str]:
+    def stored(self, info: BlobInfo) -> None:
+        """A file came in through this process: whoever waits for it need not ask the store."""
+        self._arrivals.store(info)
+
+    async def verify(self, job: Job, outputs: Mapping[str, Any], ask: Ask = nobody) -> Sequence[str]:
         """What is wrong with the files that an attempt reported, in words; nothing where every file is in the store.
 
-        Pictures are decoded here and get their thumbnails and true sizes, before the transaction that takes them.
+        Waits for those that were only promised, for as long as they move; ``ask`` asks the pod about them. Pictures
+        are decoded here and get their thumbnails and true sizes, before the transaction that takes them.
         """
-        announced = await self._db.read(_announced_by_current, job)
-        named = {one.asset_id for one in reported(job, outputs)}
+        named = reported(job, outputs)
         if not named:
             return ["the pod finished without naming any stored file"]
-        foreign = sorted(named - set(announced))
-        problems = [f"the pod named {asset_id}, which is no file of this attempt" for asset_id in foreign]
-        for asset in announced.values():
-            problem = await self._problem_of(asset)
-            if problem and asset.id in named:
+        gathered = await self._arrivals.gather(job, named, ask)
+        if gathered.problems:
+            return gathered.problems
+        wanted = {one.asset_id or one.upload for one in named}
+        known = {name for asset in gathered.announced for name in (asset.id, asset.upload)}
+        problems = [f"the pod named {name}, which is no file of this attempt" for name in wanted if name not in known]
+        looks = [self._look(asset, gathered.infos.get(asset.key)) for asset in gathered.announced]
+        seen: dict[str, Mapping[str, Any]] = {}
+        for asset, (problem, values) in zip(gathered.announced, await asyncio.gather(*looks), strict=True):
+            if problem and wanted & {asset.id, asset.upload}:
                 problems.append(problem)
             elif problem:
                 # A sample that was announced and never arrived: nobody's result, and no reason to fail.
-                await self._db.write(asset_rows.mark_deleted, asset.project_id, [asset.id])
+                seen[asset.id] = {"status": "deleted"}
+            elif values:
+                seen[asset.id] = values
+        if seen:
+            await self._db.write(_note_looks, job, seen)
         return problems
 
     async def list(
@@ -144,11 +163,15 @@ class Assets:
     def _announced(self, c: Connection, pod: Pod, body: Mapping[str, Any]) -> Asset:
         attempt, job = _current(c, pod, body["prompt_id"])
         kind = _kind_of(body["kind"], body["media_type"])
-        known = {asset.position: asset for asset in asset_rows.of_attempt(c, attempt.id) if asset.kind == kind}
+        announced = asset_rows.of_attempt(c, attempt.id)
+        again = _promised(announced, body)
+        if again is not None:
+            return again
+        known = {asset.position: asset for asset in announced if asset.kind == kind}
         position = int(body["index"])
         # Two saving nodes of one graph both count from 0; their files are told apart by the next free number.
         while position in known:
-            if known[position].sha256 == body["sha256"]:
+            if known[position].sha256 == body["sha256"] and body.get("upload") is None:
                 return known[position]
             position += 1
         asset = _pending(body, job, attempt, kind, position, self._clock.now())
@@ -159,29 +182,30 @@ class Assets:
             asset_rows.mark_deleted(c, job.project_id, older)
         return asset
 
-    async def _problem_of(self, asset: Asset) -> str | None:
-        info = await self._blobs.head(asset.key)
+    async def _look(self, asset: Asset, info: BlobInfo | None) -> tuple[str, Mapping[str, Any]]:
+        """What is wrong with a stored file, in words, and what its row does not say of it yet."""
+        info = info or await self._blobs.head(asset.key)
         if info is None:
-            return f"{asset.key} was announced and never stored"
+            return f"{asset.key} was announced and never stored", {}
         if info.bytes != asset.bytes:
-            return f"{asset.key} has {info.bytes} bytes instead of {asset.bytes}"
+            return f"{asset.key} has {info.bytes} bytes instead of {asset.bytes}", {}
         if info.sha256 is not None and info.sha256 != asset.sha256:
-            return f"{asset.key} has another sha256 than was announced"
-        if asset.media_type.startswith(("image/", "video/")):
-            return await self._looked_at(asset)
-        return None
-
-    async def _looked_at(self, asset: Asset) -> str | None:
-        try:
-            look = await asyncio.to_thread(look_at, await self._blobs.get(asset.key), asset.media_type)
-        except UnreadablePicture as error:
-            return f"{asset.key}: {error}"
-        if look is not None:
+            return f"{asset.key} has another sha256 than was announced", {}
+        if not asset.media_type.startswith(("image/", "video/")):
+            return "", {}
+        async with self._looking:
+            try:
+                look = await asyncio.to_thread(look_at, await self._blobs.get(asset.key), asset.media_type)
+            except UnreadablePicture as error:
+                return f"{asset.key}: {error}", {}
+        if look is None:
+            return "", {}
+        key = asset.key
+        if look.thumbnail is not None:
             key = thumbnail_key(asset.key)
             await self._blobs.put(key, look.thumbnail, THUMBNAIL_MEDIA_TYPE)
-            seen = {"thumbnail_key": key, "width": look.width, "height": look.height}
-            await self._db.write(asset_rows.change, asset.project_id, asset.id, seen)
-        return None
+        found = {"thumbnail_key": key, "width": look.width, "height": look.height}
+        return "", {name: value for name, value in found.items() if getattr(asset, name) != value}
 
 
 async def purge(db: Database, blobs: BlobStore, assets: Sequence[Asset]) -> None:
@@ -223,9 +247,26 @@ def _current(c: Connection, pod: Pod, prompt_id: str) -> tuple[Attempt, Job]:
     return current, job
 
 
-def _announced_by_current(c: Connection, job: Job) -> dict[str, Asset]:
-    current = attempt_rows.current(c, job.project_id, job.id)
-    return {asset.id: asset for asset in asset_rows.of_attempt(c, current.id)} if current is not None else {}
+def _note_looks(c: Connection, job: Job, seen: Mapping[str, Mapping[str, Any]]) -> None:
+    for asset_id, values in seen.items():
+        asset_rows.change(c, job.project_id, asset_id, values)
+
+
+def _promised(announced: Sequence[Asset], body: Mapping[str, Any]) -> Asset | None:
+    """The file of an attempt that was announced under the same reference before. Conflict where it was another one."""
+    upload = body.get("upload")
+    known = next((asset for asset in announced if upload is not None and asset.upload == upload), None)
+    if known is not None and (known.sha256, known.bytes) != (body["sha256"], body["bytes"]):
+        raise Conflict(f"{upload} was announced as another file before.")
+    return known
+
+
+def _thumbnail_of(key: str, kind: AssetKind, body: Mapping[str, Any]) -> str | None:
+    """Where the thumbnail of a picture will be, where its size tells; that is checked once the picture is there."""
+    width, height = body.get("width"), body.get("height")
+    if kind not in ("image", "sample") or not width or not height:
+        return None
+    return key if is_its_own(width, height) else thumbnail_key(key)
 
 
 def _kind_of(kind: str, media_type: str) -> AssetKind:
@@ -274,4 +315,6 @@ def _pending(body: Mapping[str, Any], job: Job, attempt: Attempt, kind: AssetKin
         duration=body.get("duration"),
         fps=body.get("fps"),
         frames=body.get("frames"),
+        thumbnail_key=_thumbnail_of(key, kind, body),
+        upload=body.get("upload"),
     )

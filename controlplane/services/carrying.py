@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 from sqlalchemy import Connection
@@ -25,7 +26,7 @@ from controlplane.domain.jobs import (
 )
 from controlplane.domain.pods import READY, SUSPECT, Pod
 from controlplane.errors import PodRefused, PodUnreachable, TroupeError
-from controlplane.ports import Clock, PodAddress, Provider, Update, Work
+from controlplane.ports import Clock, HandedOver, PodAddress, Provider, Update, Work
 from controlplane.services import outcomes
 from controlplane.services.claiming import Claimed
 from controlplane.services.events import Hints
@@ -229,7 +230,10 @@ class Carrier:
     async def _collect(self, held: Held, outputs: Mapping[str, Any]) -> None:
         """Check that the outputs are stored, then store the outcome in one transaction, then let the pod forget."""
         await self._note(held, outcomes.note_collecting)
-        problems = await self._hooks.verify(held.job, outputs)
+        problems = await self._verified(held, outputs)
+        if problems is None:
+            await self._stop(held)
+            return
         if problems:
             failure = Failure("outputs", "outputs_missing", "; ".join(problems))
             await self._give_up(held, failure)
@@ -244,6 +248,42 @@ class Carrier:
             return
         self._hints.wake()
         await self._provider(held).forget(held.work)
+
+    async def _verified(self, held: Held, outputs: Mapping[str, Any]) -> Sequence[str] | None:
+        """What is wrong with the outputs, some of which may be on their way still; None where the job is to be stopped.
+
+        Any other order is no reason to leave: what is in the store is, whatever becomes of the pod.
+        """
+        checking = asyncio.create_task(self._hooks.verify(held.job, outputs, partial(self._ask, held)))
+        try:
+            while not checking.done():
+                ordered = asyncio.create_task(held.ordered.wait())
+                try:
+                    await asyncio.wait((checking, ordered), return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    ordered.cancel()
+                if held.order in ("cancel", "deadline"):
+                    return None
+                held.ordered.clear()
+                if held.order in ("moved", "stalled"):
+                    held.order = None
+            return checking.result()
+        finally:
+            checking.cancel()
+            await asyncio.gather(checking, return_exceptions=True)
+
+    async def _ask(self, held: Held) -> HandedOver | None:
+        """What the pod says of the files that are on their way; None where it says nothing now."""
+        if held.order == "pod_lost":
+            return HandedOver(gone=f"Pod {held.pod.name} fell silent before it was stored.")
+        try:
+            told = await self._provider(held).handed_over(held.work)
+        except (PodUnreachable, PodRefused) as error:
+            if error.extra.get("refused"):
+                held.away_at = time.monotonic()
+            return None
+        held.last_sign = time.monotonic()
+        return told
 
     async def _give_up(self, held: Held, failure: Failure) -> None:
         log.info("attempt %s of job %s failed: %s", held.attempt.id, held.job.id, failure.detail)

@@ -25,7 +25,7 @@ from controlplane.ports import Clock
 from controlplane.services.events import Hints
 from controlplane.services.idempotency import Claim
 from controlplane.services.jobs import Jobs, checked_deadline
-from controlplane.services.outputs import reported, warnings_of
+from controlplane.services.outputs import asset_ids, reported, warnings_of
 from controlplane.services.pod_check import check_pods
 from controlplane.services.request_checks import (
     check_base,
@@ -228,9 +228,11 @@ class Generation:
 def complete(c: Connection, job: Job, attempt: Attempt, outputs: Mapping[str, Any], now: float) -> JobResult:
     """Take the files of the winning attempt as the job's assets, in the order in which the nodes reported them."""
     made_by = _provenance(job, attempt, now)
-    ids = list(dict.fromkeys(one.asset_id for one in reported(job, outputs)))
+    named = reported(job, outputs)
+    by_upload = asset_rows.ids_by_upload(c, attempt.id) if any(one.upload for one in named) else {}
+    ids = asset_ids(named, by_upload)
     for position, asset_id in enumerate(ids):
-        stored = {"status": "stored", "position": position, "recipe": made_by, "created_at": now}
+        stored = {"status": "stored", "position": position, "recipe": made_by, "created_at": now, "upload": None}
         asset_rows.change(c, job.project_id, asset_id, stored)
     return JobResult({"asset_ids": ids}, warnings_of(outputs))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,17 +32,20 @@ from controlplane.domain.jobs import (
     story,
 )
 from controlplane.errors import StaleClaim
+from controlplane.services.arrivals import Ask
 from controlplane.services.events import append_of_job
 from controlplane.services.jobs import Ending
 
 Completion = Callable[[Connection, Job, Attempt, Mapping[str, Any], float], JobResult]
 """``(connection, job, attempt, outputs, now)``: what a kind stores in the transaction in which its job succeeds."""
 
-Verification = Callable[[Job, Mapping[str, Any]], Awaitable[Sequence[str]]]
-"""``(job, outputs)``: what is wrong with the outputs, in words; it runs before that transaction and may do I/O."""
+Verification = Callable[[Job, Mapping[str, Any], Ask], Coroutine[Any, Any, Sequence[str]]]
+"""``(job, outputs, ask)``: what is wrong with the outputs, in words; it runs before that transaction and may do I/O.
+
+``ask`` asks the pod about files that are still on their way. The carrier cancels it where the job is to be stopped."""
 
 
-async def nothing_wrong(job: Job, outputs: Mapping[str, Any]) -> Sequence[str]:
+async def nothing_wrong(job: Job, outputs: Mapping[str, Any], ask: Ask) -> Sequence[str]:
     """The verification of kinds whose outputs need none."""
     return ()
 

@@ -15,11 +15,14 @@ MAX_OUTPUT_PIXELS = 200_000_000
 
 @dataclass(frozen=True)
 class Look:
-    """What a stored file turned out to be: its true size in pixels, and its thumbnail (WebP bytes)."""
+    """What a stored file turned out to be: its true size in pixels, and its thumbnail (WebP bytes).
+
+    A picture that is no larger than a thumbnail has none: it is its own.
+    """
 
     width: int
     height: int
-    thumbnail: bytes
+    thumbnail: bytes | None
 
 
 def look_at(data: bytes, media_type: str) -> Look | None:
@@ -30,11 +33,17 @@ def look_at(data: bytes, media_type: str) -> Look | None:
     if media_type.startswith("video/"):
         frame = _first_frame(data)
         return _look(frame) if frame is not None else None
-    return _look(open_upright(data, max_bytes=len(data), max_pixels=MAX_OUTPUT_PIXELS))
+    image = open_upright(data, max_bytes=len(data), max_pixels=MAX_OUTPUT_PIXELS)
+    return Look(*image.size, None) if is_its_own(*image.size) else _look(image)
 
 
 def _look(image: Image.Image) -> Look:
     return Look(image.width, image.height, as_webp(image, THUMBNAIL_SIDE))
+
+
+def is_its_own(width: int, height: int) -> bool:
+    """Whether a picture of this size is small enough to be its own thumbnail."""
+    return max(width, height) <= THUMBNAIL_SIDE
 
 
 def _first_frame(data: bytes) -> Image.Image | None:

@@ -240,6 +240,14 @@ class Keeper:
             return self.ready
         return bool(running)
 
+    async def handing_over(self) -> bool:
+        """Whether files of finished prompts are still on their way to the store."""
+        link = self._link
+        if link is None or not self.ready:
+            return False
+        seen, _ = await link.snapshot()
+        return self.ready and seen.uploads_pending > 0
+
     async def give_back(self, why: str) -> None:
         """Takes every waiting prompt out of the queue; its owner finds an incident that says so."""
         link = self._link

@@ -37,6 +37,8 @@ CUT_OFF = 3
 """Exit codes: ended in order, which includes that RunPod ended this pod; could not begin; cut off elsewhere."""
 SHUTDOWN_SECONDS = 2.0
 POLL_SECONDS = 0.25
+HAND_OVER_SECONDS = 120.0
+"""How long an agent that ends waits for files of finished prompts to be stored."""
 PARENT_POLL_SECONDS = 1.0
 ANY_HOST = ("0.0.0.0", "::", "")
 
@@ -121,9 +123,16 @@ class Agent:
         await self._keeper.give_back("the pod is being shut down")
         while await self._keeper.busy():  # noqa: ASYNC110 - ComfyUI is another process
             await asyncio.sleep(POLL_SECONDS)
+        await self._handed_over()
         if self._registrar is not None:
             await self._collected()
         return ENDED
+
+    async def _handed_over(self) -> None:
+        """Files that are still on their way end with ComfyUI; give them the time they need, within reason."""
+        until = time.monotonic() + HAND_OVER_SECONDS
+        while await self._keeper.handing_over() and time.monotonic() < until:  # noqa: ASYNC110 - the same
+            await asyncio.sleep(POLL_SECONDS)
 
     async def _collected(self) -> None:
         """The owners of finished prompts read their results from ComfyUI; give them a moment."""

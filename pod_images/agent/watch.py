@@ -24,6 +24,8 @@ class WorkerState:
     seconds_per_step: float | None = None
     device_error: str | None = None
     rss_bytes: int = 0
+    uploads_pending: int = 0
+    """Files of finished prompts that are still on their way to the store."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,12 @@ class Snapshot:
 
     @property
     def idle(self) -> bool:
-        return not self.running and not self.pending
+        """Whether nothing runs or waits, and nothing that was made is still on its way to the store."""
+        return not self.running and not self.pending and not self.uploads_pending
+
+    @property
+    def uploads_pending(self) -> int:
+        return 0 if self.worker is None else self.worker.uploads_pending
 
 
 @dataclass(frozen=True)
@@ -95,6 +102,7 @@ def worker_state(answer: Mapping[str, Any]) -> WorkerState:
         seconds_per_step=number("seconds_per_step"),
         device_error=text("device_error"),
         rss_bytes=int(number("rss_bytes") or 0),
+        uploads_pending=int(number("uploads_pending") or 0),
     )
 
 

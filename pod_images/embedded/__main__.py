@@ -10,9 +10,12 @@ import os
 import secrets
 import signal
 import sys
+import time
 from pathlib import Path
 
 from aiohttp import web
+
+from comfy_nodes import hand_over
 
 from ..registration import PodIdentity, Registrar, kept_instance_id, write_secret
 from .pod import Pod, ProbeFailedError, build_pod
@@ -23,6 +26,8 @@ log = logging.getLogger("pod")
 DRAIN_POLL_SECONDS = 0.2
 PARENT_POLL_SECONDS = 1.0
 SHUTDOWN_SECONDS = 2.0
+HAND_OVER_SECONDS = 60.0
+"""How long a pod that is asked to end waits for the files of finished prompts to be stored."""
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -123,6 +128,9 @@ async def _drained(pod: Pod, leaving: asyncio.Event) -> None:
     await leaving.wait()
     pod.queue.clear()
     while pod.busy():  # noqa: ASYNC110 - the worker is a thread, it has no loop to signal on
+        await asyncio.sleep(DRAIN_POLL_SECONDS)
+    until = time.monotonic() + HAND_OVER_SECONDS
+    while not hand_over.flush(0) and time.monotonic() < until:  # noqa: ASYNC110 - the same
         await asyncio.sleep(DRAIN_POLL_SECONDS)
 
 

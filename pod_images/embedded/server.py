@@ -32,6 +32,7 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("GET", "/models/{kind}", info.models_of_kind),
     ("GET", "/features", info.features),
     ("GET", "/troupe/state", info.state),
+    ("GET", "/troupe/uploads/{prompt_id}", info.uploads),
 )
 
 

@@ -32,6 +32,9 @@ class ControlPlaneServer:
         self.cancel = False
         self.attempt = attempt
         self.slow_seconds = 0.0
+        self.slow_puts = 0.0
+        # the connections that requests came through, by the other side's address
+        self.peers: set[Any] = set()
         # path prefix -> statuses to answer, one each request; 0 drops the connection without an answer
         self.faults: dict[str, list[int]] = defaultdict(list)
         # file name -> how many bytes to send before the connection breaks, one entry for each request
@@ -76,6 +79,7 @@ class ControlPlaneServer:
     @web.middleware
     async def _faulty(self, request: web.Request, handler: Any) -> web.StreamResponse:
         self.calls.append(f"{request.method} {request.path}")
+        self.peers.add(request.transport.get_extra_info("peername") if request.transport else None)
         if request.path.startswith("/pods/"):
             self.seen_keys.append(request.headers.get("Authorization", ""))
             if request.headers.get("Authorization") != f"Bearer {POD_KEY}":
@@ -148,7 +152,9 @@ class ControlPlaneServer:
 
     async def _put(self, request: web.Request) -> web.Response:
         assert "Authorization" not in request.headers, "the pod key must not go to a store"
-        self.files[request.match_info["name"]] = await request.read()
+        content = await request.read()
+        await asyncio.sleep(self.slow_puts)
+        self.files[request.match_info["name"]] = content
         return web.Response(status=200)
 
 

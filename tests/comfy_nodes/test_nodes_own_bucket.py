@@ -10,6 +10,7 @@ import torch
 
 from comfy_nodes import own_bucket
 from comfy_nodes.own_bucket import BucketError, bucket_from_environment
+from comfy_nodes.hand_over import hand_over
 from comfy_nodes.s3_save import S3Save
 from tests.comfy_nodes.s3_double import CREDENTIALS, SECRET_KEY, S3Double, s3_double
 
@@ -124,6 +125,7 @@ def test_a_pod_never_writes_to_a_bucket_by_itself(
     bucket: S3Double, linked: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save()
+    assert hand_over().flush(30)
     assert (bucket.puts, len(linked.uploads)) == (0, 1)
 
 

@@ -76,12 +76,18 @@ class Studio:
         return await self.characters.create(PROJECT, NewCharacter(name=name, **fields), self.pictures())
 
     async def attempt(self, job: Job, number: int = 1) -> Attempt:
-        attempt = Attempt(new_prompt_id(), PROJECT, job.id, number, self.pod.id, "client", "running", time.time())
+        # A place of its own on the pod for each: nothing here waits for another to end.
+        attempt = Attempt(
+            new_prompt_id(), PROJECT, job.id, number, self.pod.id, "client", "running", time.time(),
+            slot=random.getrandbits(30),
+        )  # fmt: skip
         return await self.db.write(attempt_rows.add, PROJECT, attempt)
 
-    async def hand_over(self, attempt: Attempt, data: bytes, kind: str, media_type: str, index: int = 0) -> str:
+    async def hand_over(
+        self, attempt: Attempt, data: bytes, kind: str, media_type: str, index: int = 0, **told: Any
+    ) -> str:
         """Ask for a ticket and store the bytes, as a node does; the asset's id."""
-        body = upload_body(attempt.id, data, kind, media_type, index)
+        body = {**upload_body(attempt.id, data, kind, media_type, index), **told}
         ticket = await self.assets.ticket(self.pod, body)
         key = ticket["upload"]["url"].split("/files/", 1)[1].split("?")[0]
         await self.store.put(key, data, media_type)

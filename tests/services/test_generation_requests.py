@@ -265,7 +265,7 @@ async def test_a_finished_picture_is_an_asset_with_what_made_it(tmp_path: Path) 
         assert first.recipe["pod"] == s.pod.id
 
 
-async def test_a_finished_picture_has_a_clean_key_and_a_thumbnail(tmp_path: Path) -> None:
+async def test_a_finished_picture_has_a_clean_key(tmp_path: Path) -> None:
     async with studio(tmp_path) as s:
         await s.trained("Mira")
         job = await submit(s)
@@ -274,8 +274,31 @@ async def test_a_finished_picture_has_a_clean_key_and_a_thumbnail(tmp_path: Path
         assert (project, character, name) == (PROJECT, "mira", f"{job.id}-1.png")
         assert len(day) == len("2026-11-20")
         assert (asset.width, asset.height) == (160, 160)
-        assert asset.thumbnail_key is not None
-        assert (await s.store.get(asset.thumbnail_key))[8:12] == b"WEBP"
+
+
+@pytest.mark.parametrize("told", [{}, {"width": 300, "height": 200}, {"width": 30, "height": 20}])
+async def test_a_finished_picture_has_a_thumbnail_and_its_true_size(tmp_path: Path, told: dict[str, int]) -> None:
+    async with studio(tmp_path) as s:
+        await s.trained("Mira")
+        job = await submit(s)
+        attempt = await s.attempt(job)
+        asset_id = await s.hand_over(attempt, png(drawing(1, (300, 200))), "output", "image/png", **told)
+        await s.finish(job, attempt, {"8": {"assets": [{"id": asset_id}]}})
+        asset = await s.assets.get(PROJECT, asset_id)
+        assert (asset.width, asset.height) == (300, 200)
+        assert (await s.store.get(asset.thumbnail_key or ""))[8:12] == b"WEBP"
+
+
+@pytest.mark.parametrize("told", [{}, {"width": 160, "height": 160}, {"width": 900, "height": 900}])
+async def test_a_small_picture_is_its_own_thumbnail(tmp_path: Path, told: dict[str, int]) -> None:
+    async with studio(tmp_path) as s:
+        await s.trained("Mira")
+        job = await submit(s)
+        attempt = await s.attempt(job)
+        asset_id = await s.hand_over(attempt, png(drawing(1)), "output", "image/png", **told)
+        await s.finish(job, attempt, {"8": {"assets": [{"id": asset_id}]}})
+        asset = await s.assets.get(PROJECT, asset_id)
+        assert asset.thumbnail_key == asset.key
 
 
 async def test_a_lora_that_fits_only_in_part_is_a_warning_of_the_job(tmp_path: Path) -> None:

@@ -316,7 +316,7 @@ async def test_a_pod_that_refuses_connections_gets_no_more_work_until_it_shows_l
 async def test_outputs_that_are_not_stored_do_not_count(room: Engine, double: ComfyUIDouble) -> None:
     asked: list[str] = []
 
-    async def verify(job: Job, outputs: Mapping[str, Any]) -> list[str]:
+    async def verify(job: Job, outputs: Mapping[str, Any], ask: object) -> list[str]:
         asked.append(job.id)
         return ["img.png is not stored"] if len(asked) == 1 else []
 

@@ -203,6 +203,8 @@ class UploadRequest(Request):
     sha256: str = Sha256
     kind: Literal["output", "sample", "checkpoint", "state", "lora"] = "output"
     index: int = Field(0, ge=0, le=10**6)
+    upload: str | None = Field(None, pattern=r"^[A-Za-z0-9_\-]{8,64}$")
+    """The reference under which the prompt's outputs promised it; asking again under it gives the same ticket."""
     width: int | None = Field(None, ge=1, le=10**6)
     height: int | None = Field(None, ge=1, le=10**6)
     duration: float | None = Field(None, ge=0, le=10**6, allow_inf_nan=False)

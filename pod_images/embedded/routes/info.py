@@ -1,4 +1,4 @@
-"""Handlers that describe the pod: /object_info, /system_stats, /models, /features, and the pod's own /troupe/state."""
+"""Handlers that describe the pod: /object_info, /system_stats, /models, /features, /troupe/state, /troupe/uploads."""
 
 from __future__ import annotations
 
@@ -79,3 +79,10 @@ async def state(request: web.Request) -> web.Response:
     obstacles = {name: trainer.obstacle() for name, trainer in TRAINERS.items()}
     loras = digests_in(pod.folders.lora_cache())
     return web.json_response(snapshot(pod.worker.alive(), obstacles, loras, Machine()))
+
+
+async def uploads(request: web.Request) -> web.Response:
+    """What has become of the files that a prompt promised: the control plane asks while it waits for them."""
+    from comfy_nodes.hand_over import hand_over
+
+    return web.json_response(hand_over().told(request.match_info["prompt_id"]))
