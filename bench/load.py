@@ -126,7 +126,7 @@ async def drive(place: Site, options: argparse.Namespace) -> Result:
     return Result(
         options.database.split(":")[0], options.pods, options.jobs, options.concurrency,
         options.jobs / accepting, options.jobs / seconds, seconds,
-        1000 * statistics.median(took), 1000 * _share(took, 0.95), statistics.median(waits), _share(waits, 0.95),
+        1000 * statistics.median(took), 1000 * share(took, 0.95), statistics.median(waits), share(waits, 0.95),
         cpu, peak, options.jobs - len(succeeded), len(executed) - len(set(executed)),
     )  # fmt: skip
 
@@ -218,7 +218,7 @@ def _epoch(text: str) -> float:
     return datetime.fromisoformat(text).timestamp()
 
 
-def _share(values: Sequence[float], share: float) -> float:
+def share(values: Sequence[float], share: float) -> float:
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 

@@ -71,7 +71,7 @@ async def control_plane(
         "TROUPE_LOG_LEVEL": "WARNING", **(environment or {}),
     }  # fmt: skip
     arguments = [*_entry(environment), "serve", "--port", "0", "--data", str(folder), "--parent-pid", str(os.getpid())]
-    async with _running("control plane", arguments, folder / "server.log", environment) as (process, line):
+    async with running(arguments, folder / "server.log", environment) as (process, line):
         url = next((word for word in line.split() if word.startswith("http://")), "")
         if not url:
             raise RuntimeError(f"the control plane did not start: {(folder / 'server.log').read_text()[-2000:]}")
@@ -85,7 +85,7 @@ async def simulated_pods(url: str, pods: int, folder: Path, *options: str) -> As
     arguments = ["-m", "bench.simulated_pods", "--control-plane", url, "--pods", str(pods), *options]
     arguments += ["--parent-pid", str(os.getpid())]
     log = folder / "pods.log"
-    async with _running("pods", arguments, log, {"TROUPE_JOIN_TOKEN": JOIN_TOKEN}) as (process, line):
+    async with running(arguments, log, {"TROUPE_JOIN_TOKEN": JOIN_TOKEN}) as (process, line):
         if not line:
             raise RuntimeError(f"the simulated pods did not start: {log.read_text()[-2000:]}")
         yield Program("pods", orjson.loads(line)["counts"], process.pid)
@@ -98,8 +98,8 @@ def _entry(environment: Mapping[str, str]) -> Sequence[str]:
 
 
 @contextlib.asynccontextmanager
-async def _running(
-    name: str, arguments: Sequence[str], log_file: Path, environment: Mapping[str, str]
+async def running(
+    arguments: Sequence[str], log_file: Path, environment: Mapping[str, str]
 ) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
     """A Python program and the first line that it writes, empty where it ended before; SIGTERM at the block's end."""
     with log_file.open("ab") as log:

@@ -358,7 +358,7 @@ class SimulatedPod:
             running = self._running.prompt_id if self._running is not None else None
             return _json({"worker_alive": True, "prompt_id": running, "beat_age_seconds": 0.0})
         if rest.startswith("uploads/"):
-            return _json({"uploads": self.saver.uploads(rest.removeprefix("uploads/"))})
+            return _json(self.saver.uploads(rest.removeprefix("uploads/")))
         return answer(404, b"404: Not Found", "text/plain")
 
     def _get_object_info(self, rest: str, query: Mapping[str, list[str]], body: bytes) -> bytes:

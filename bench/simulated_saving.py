@@ -33,12 +33,16 @@ class Picture:
     content: bytes
     sha256: str
 
-    def facts(self) -> dict[str, Any]:
-        """What a node says of its file in history."""
+    def measures(self) -> dict[str, Any]:
+        """What a node knows of its file before it is encoded."""
         return {
-            "name": self.name, "media_type": "image/png", "bytes": len(self.content), "sha256": self.sha256,
-            "width": SIDE, "height": SIDE, "duration": None, "fps": None, "frames": None,
+            "name": self.name, "media_type": "image/png", "width": SIDE, "height": SIDE, "duration": None, "fps": None,
+            "frames": None,
         }  # fmt: skip
+
+    def facts(self) -> dict[str, Any]:
+        """All that is known of the file."""
+        return {**self.measures(), "bytes": len(self.content), "sha256": self.sha256}
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:
@@ -66,7 +70,7 @@ class Saver:
     def __init__(self, caller: Caller, hand_over: HandOver) -> None:
         self._caller = caller
         self._hand_over = hand_over
-        self._states: dict[str, dict[str, dict[str, Any]]] = {}
+        self._prompts: dict[str, dict[str, Any]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self.pod_key = ""
         self.failed = 0
@@ -78,28 +82,35 @@ class Saver:
             stored = await self._upload(prompt_id, index, file, None)
             return {"id": stored["asset_id"], "url": stored["url"], **file.facts()}
         reference = secrets.token_hex(16)
-        self._states.setdefault(prompt_id, {})[reference] = {"state": "pending"}
+        self._told(prompt_id)["pending"].append(reference)
         task = asyncio.create_task(self._later(prompt_id, index, file, reference))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        return {"upload": reference, **file.facts()}
+        return {"upload": reference, **file.measures()}
 
-    def uploads(self, prompt_id: str) -> dict[str, dict[str, Any]]:
-        """How the uploads of a prompt stand: by reference."""
-        return self._states.get(prompt_id, {})
+    def uploads(self, prompt_id: str) -> dict[str, Any]:
+        """The answer of GET /troupe/uploads/{prompt_id}."""
+        nothing = {"prompt_id": prompt_id, "pending": [], "failed": [], "stored": []}
+        return {**self._prompts.get(prompt_id, nothing), "idle_seconds": 0.0}
 
     def forget(self, prompt_id: str) -> None:
-        self._states.pop(prompt_id, None)
+        self._prompts.pop(prompt_id, None)
+
+    def _told(self, prompt_id: str) -> dict[str, Any]:
+        nothing: dict[str, Any] = {"prompt_id": prompt_id, "pending": [], "failed": [], "stored": []}
+        return self._prompts.setdefault(prompt_id, nothing)
 
     async def _later(self, prompt_id: str, index: int, file: Picture, reference: str) -> None:
-        state = self._states[prompt_id][reference]
+        told = self._told(prompt_id)
         try:
             await self._upload(prompt_id, index, file, reference)
         except (Refused, OSError) as error:
             self.failed += 1
-            state.update(state="failed", detail=str(error))
+            told["failed"].append({"upload": reference, "reason": str(error)})
         else:
-            state["state"] = "done"
+            told["stored"].append(reference)
+        finally:
+            told["pending"].remove(reference)
 
     async def _upload(self, prompt_id: str, index: int, file: Picture, reference: str | None) -> dict[str, Any]:
         wanted = {**file.facts(), "prompt_id": prompt_id, "kind": "output", "index": index}
