@@ -118,6 +118,10 @@ class WebhookSender:
             for task in list(self._under_way):
                 task.cancel()
 
+    async def waiting(self) -> int:
+        """How many deliveries wait for their next try, over all projects."""
+        return await self._db.read(outbox.waiting)
+
     def _told(self) -> None:
         if self._webhooks:
             self._bell.set()
