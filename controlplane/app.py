@@ -25,11 +25,13 @@ from controlplane.api.middlewares import middlewares, on_prepare
 from controlplane.api.openapi import document
 from controlplane.api.reading import MAX_JSON_BYTES
 from controlplane.api.stream_tickets import TICKETS, StreamTickets
-from controlplane.api.views import VIEWS, Views
+from controlplane.api.views import VIEWS, Views, event_body
 from controlplane.comfy.client import open_session
 from controlplane.db.database import Database
 from controlplane.db.migrate import migrate
 from controlplane.db.notices import Notices, notices_on
+from controlplane.domain.addresses import any_address, is_public
+from controlplane.internet import WebhookPoster
 from controlplane.launchers.runpod import RunPodLauncher
 from controlplane.providers.comfyui import ComfyUIProvider, Pace
 from controlplane.providers.node_facts import ComfyNodeFacts
@@ -37,6 +39,7 @@ from controlplane.services import generation as generation_hooks
 from controlplane.services import training as training_hooks
 from controlplane.services.assets import Assets
 from controlplane.services.characters import Characters
+from controlplane.services.event_pruning import EventPruning
 from controlplane.services.event_streams import Events
 from controlplane.services.events import Hints
 from controlplane.services.generation import Generation
@@ -52,6 +55,9 @@ from controlplane.services.rentals import Rentals
 from controlplane.services.retention import Retention
 from controlplane.services.scheduler import Scheduler
 from controlplane.services.training import Training
+from controlplane.services.webhook_bodies import Shown, WebhookBodies
+from controlplane.services.webhook_sending import WebhookSender
+from controlplane.services.webhooks import Webhooks
 from controlplane.services.workflows import Workflows, imported_folder
 from controlplane.settings import Settings
 from controlplane.storage.local import LocalStore
@@ -62,6 +68,7 @@ log = logging.getLogger("troupe.app")
 
 POD_SWEEP_SECONDS = 10.0
 RETENTION_SWEEP_SECONDS = 60.0
+PRUNE_SECONDS = 60.0
 RESTART_SECONDS = 2.0
 SHUTDOWN_SECONDS = 5.0
 
@@ -86,6 +93,7 @@ class Parts:
     services: Services
     launcher: RunPodLauncher | None
     notices: Notices | None
+    poster: WebhookPoster
 
 
 PARTS = web.AppKey("parts", Parts)
@@ -158,10 +166,15 @@ def _parts(settings: Settings, secrets: Secrets) -> Parts:
     launcher, books = _launcher(settings), RentalBooks(db, clock, settings)
     jobs = Jobs(db, clock, hints, on_cancelled={"train": training_hooks.on_cancelled})
     training = Training(db, store, catalog, settings)
+    characters = Characters(db, store, clock, settings, catalog, jobs, training, hints)
+    views = Views(store, settings.file_url_seconds)
+    shown = Shown(job=views.job, character=views.character, data=lambda event: dict(event_body(event)["data"]))
+    bodies = WebhookBodies(jobs, characters, shown, settings.effective_public_url)
+    poster = WebhookPoster(any_address if settings.webhook_private else is_public)
     services = Services(
         settings=settings,
         catalog=catalog,
-        characters=Characters(db, store, clock, settings, catalog, jobs, training, hints),
+        characters=characters,
         training=training,
         generation=Generation(db, clock, settings, catalog, jobs, hints),
         jobs=jobs,
@@ -174,8 +187,12 @@ def _parts(settings: Settings, secrets: Secrets) -> Parts:
         workflows=Workflows(db, settings, catalog, ComfyNodeFacts()),
         projects=Projects(db, clock, hints),
         repeats=Repeats(db, clock),
+        webhooks=Webhooks(db, clock, hints, settings),
+        sender=WebhookSender(
+            db, clock, hints, poster, bodies, give_up_seconds=settings.webhook_give_up_days * 24 * 3600.0
+        ),
     )
-    return Parts(settings, db, clock, hints, store, services, launcher, notices)
+    return Parts(settings, db, clock, hints, store, services, launcher, notices, poster)
 
 
 def _launcher(settings: Settings) -> RunPodLauncher | None:
@@ -212,6 +229,11 @@ async def _background(app: web.Application) -> AsyncIterator[None]:
         tasks.append(
             asyncio.create_task(_kept_up("retention", lambda: _every(RETENTION_SWEEP_SECONDS, retention.sweep)))
         )
+        pruning = EventPruning(parts.db, parts.clock, parts.settings)
+        tasks.append(asyncio.create_task(_kept_up("webhook sender", parts.services.sender.run)))
+        tasks.append(
+            asyncio.create_task(_kept_up("event pruning", lambda: _every(PRUNE_SECONDS, pruning.sweep)))
+        )
         if (notices := parts.notices) is not None:
             tasks.append(asyncio.create_task(_kept_up("notices", lambda: notices.run(parts.hints.ring))))
         try:
@@ -221,6 +243,7 @@ async def _background(app: web.Application) -> AsyncIterator[None]:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await provider.close()
+            await parts.poster.close()
             await parts.services.rentals.stop()
     if parts.launcher is not None:
         await parts.launcher.close()

@@ -19,6 +19,8 @@ from controlplane.services.projects import Projects
 from controlplane.services.reconciling import Reconciler
 from controlplane.services.rentals import Rentals
 from controlplane.services.training import Training
+from controlplane.services.webhook_sending import WebhookSender
+from controlplane.services.webhooks import Webhooks
 from controlplane.services.workflows import Workflows
 from controlplane.settings import Settings
 from controlplane.workflows.catalog import Catalog
@@ -43,6 +45,8 @@ class Services:
     workflows: Workflows
     projects: Projects
     repeats: Repeats
+    webhooks: Webhooks
+    sender: WebhookSender
 
 
 SERVICES = web.AppKey("services", Services)

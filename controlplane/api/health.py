@@ -45,7 +45,9 @@ async def readyz(request: web.Request) -> web.Response:
 async def metrics(request: web.Request) -> web.Response:
     """Prometheus text."""
     numbers = await services(request).overview.numbers()
-    text = exposition(request.app[METRICS], numbers.jobs, numbers.pods)
+    sender = services(request).sender
+    waiting = await sender.waiting()
+    text = exposition(request.app[METRICS], numbers.jobs, numbers.pods, waiting, sender.counts)
     return web.Response(body=text.encode(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 BUCKETS = (0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 60.0)
 """Upper bounds of the latency histogram, seconds."""
+OUTCOMES = ("delivered", "failed", "given_up")
 
 
 @dataclass
@@ -44,12 +45,19 @@ class RequestMetrics:
             yield _line(f"{name}_count", labels, count)
 
 
-def exposition(requests: RequestMetrics, jobs: Mapping[str, int], pods: Mapping[str, int]) -> str:
-    """The whole page, in Prometheus' text format 0.0.4."""
+def exposition(
+    requests: RequestMetrics, jobs: Mapping[str, int], pods: Mapping[str, int], deliveries: int, sent: Mapping[str, int]
+) -> str:
+    """The whole page, in Prometheus' text format 0.0.4: ``deliveries`` of webhooks wait, ``sent`` attempts ended how."""
     lines = [*requests.lines(), *_header("troupe_jobs", "gauge", "Jobs by status.")]
     lines += [_line("troupe_jobs", {"status": status}, count) for status, count in sorted(jobs.items())]
     lines += _header("troupe_pods", "gauge", "Pods by state.")
     lines += [_line("troupe_pods", {"state": state}, count) for state, count in sorted(pods.items())]
+    lines += _header("troupe_webhook_deliveries_waiting", "gauge", "Webhook deliveries that wait for their next try.")
+    lines.append(_line("troupe_webhook_deliveries_waiting", {}, deliveries))
+    name = "troupe_webhook_attempts_total"
+    lines += _header(name, "counter", "Webhook attempts of this process by outcome.")
+    lines += [_line(name, {"outcome": outcome}, sent.get(outcome, 0)) for outcome in OUTCOMES]
     return "\n".join(lines) + "\n"
 
 
@@ -59,7 +67,7 @@ def _header(name: str, kind: str, description: str) -> list[str]:
 
 def _line(name: str, labels: Mapping[str, str], value: float) -> str:
     pairs = ",".join(f'{key}="{_escaped(text)}"' for key, text in labels.items())
-    return f"{name}{{{pairs}}} {value:.15g}"
+    return f"{name}{{{pairs}}} {value:.15g}" if pairs else f"{name} {value:.15g}"
 
 
 def _escaped(text: str) -> str:

@@ -47,6 +47,7 @@ TAGS = {
     "workflows": "Workflow templates and base models.",
     "pods": "Where the work is done.",
     "nodes": "What ComfyUI nodes on a pod ask for while they work.",
+    "webhooks": "Who is told of what happens, and whether it arrived.",
     "project": "Whose all this is; its work can be held back.",
     "server": "The server itself.",
 }

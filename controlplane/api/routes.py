@@ -22,6 +22,7 @@ from controlplane.api import (
     pods_self,
     projects,
     rentals,
+    webhooks,
     workflows,
 )
 from controlplane.api.schemas import assets as s_assets
@@ -34,6 +35,7 @@ from controlplane.api.schemas import jobs as s_jobs
 from controlplane.api.schemas import pods as s_pods
 from controlplane.api.schemas import projects as s_projects
 from controlplane.api.schemas import rentals as s_rentals
+from controlplane.api.schemas import webhooks as s_webhooks
 
 Model = type[BaseModel]
 
@@ -183,6 +185,26 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/project", projects.get_project, "Read your project", "project", {200: s_projects.Project}),
     Route("PATCH", "/project", projects.patch_project, "Pause or resume your project", "project",
           {200: s_projects.Project}, request=s_projects.PatchProject, problems=BODY),
+    Route("GET", "/webhooks", webhooks.list_webhooks, "List webhooks", "webhooks", {200: s_webhooks.WebhookPage}),
+    Route("POST", "/webhooks", webhooks.create_webhook, "Make a webhook", "webhooks", {201: s_webhooks.WebhookSecret},
+          request=s_webhooks.CreateWebhook, problems=(*BODY, e.Conflict)),
+    Route("GET", "/webhooks/{webhook_id}", webhooks.get_webhook, "Read a webhook", "webhooks",
+          {200: s_webhooks.Webhook}, problems=(e.NotFound,)),
+    Route("PATCH", "/webhooks/{webhook_id}", webhooks.patch_webhook, "Change a webhook", "webhooks",
+          {200: s_webhooks.Webhook}, request=s_webhooks.PatchWebhook, problems=(*BODY, e.NotFound)),
+    Route("DELETE", "/webhooks/{webhook_id}", webhooks.delete_webhook, "Remove a webhook", "webhooks", {204: None},
+          problems=(e.NotFound,)),
+    Route("POST", "/webhooks/{webhook_id}/rotate", webhooks.rotate_webhook, "Give a webhook a new secret", "webhooks",
+          {200: s_webhooks.WebhookSecret}, problems=(e.NotFound,)),
+    Route("POST", "/webhooks/{webhook_id}/test", webhooks.test_webhook, "Send a test message", "webhooks",
+          {202: s_webhooks.DeliveryReply}, problems=(e.NotFound, e.Conflict)),
+    Route("GET", "/webhooks/{webhook_id}/deliveries", webhooks.list_deliveries, "List deliveries", "webhooks",
+          {200: s_webhooks.DeliveryPage}, query=s_webhooks.DeliveriesQuery, problems=(*LIST, e.NotFound)),
+    Route("GET", "/webhooks/{webhook_id}/deliveries/{delivery_id}", webhooks.get_delivery, "Read a delivery",
+          "webhooks", {200: s_webhooks.WebhookDelivery}, problems=(e.NotFound,)),
+    Route("POST", "/webhooks/{webhook_id}/deliveries/{delivery_id}/redeliver", webhooks.redeliver,
+          "Send a delivery again", "webhooks", {202: s_webhooks.DeliveryReply}, headers=("Idempotency-Key",),
+          problems=(e.BadRequest, e.IdempotencyMismatch, e.NotFound, e.Conflict)),
     Route("GET", "/healthz", health.healthz, "Whether the process answers", "server", {200: s_catalog.Health}),
     Route("GET", "/readyz", health.readyz, "Whether work can be accepted and done", "server",
           {200: s_catalog.Readiness, 503: s_catalog.Readiness}),
