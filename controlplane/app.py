@@ -231,9 +231,7 @@ async def _background(app: web.Application) -> AsyncIterator[None]:
         )
         pruning = EventPruning(parts.db, parts.clock, parts.settings)
         tasks.append(asyncio.create_task(_kept_up("webhook sender", parts.services.sender.run)))
-        tasks.append(
-            asyncio.create_task(_kept_up("event pruning", lambda: _every(PRUNE_SECONDS, pruning.sweep)))
-        )
+        tasks.append(asyncio.create_task(_kept_up("event pruning", lambda: _every(PRUNE_SECONDS, pruning.sweep))))
         if (notices := parts.notices) is not None:
             tasks.append(asyncio.create_task(_kept_up("notices", lambda: notices.run(parts.hints.ring))))
         try:

@@ -3,32 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from ipaddress import ip_address
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import aiohttp
-from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
+from controlplane.domain.addresses import AddressRule, is_public
 from controlplane.errors import Unprocessable
+from controlplane.internet import AddressRefused, check_url, guarded_connector
 from controlplane.services.characters import Upload
 
 CHUNK = 1 << 18
 AT_ONCE = 4
 MAX_REDIRECTS = 3
 SECONDS_EACH = 30.0
-
-AddressRule = Callable[[str], bool]
-
-
-def is_public(address: str) -> bool:
-    """Whether an IP address belongs to the public internet: not loopback, private, link-local or reserved."""
-    found = ip_address(address.split("%")[0])
-    mapped = getattr(found, "ipv4_mapped", None)
-    return (mapped or found).is_global and not found.is_multicast
 
 
 @dataclass
@@ -48,28 +38,11 @@ class _Refused(Exception):
     """Why one address was not fetched, in words for the client."""
 
 
-class _GuardedResolver(AbstractResolver):
-    """Resolves a name once and dials exactly what was checked, so a name cannot change between check and use."""
-
-    def __init__(self, allowed: AddressRule) -> None:
-        self._allowed = allowed
-        self._inner = aiohttp.ThreadedResolver()
-
-    async def resolve(self, host: str, port: int = 0, family: Any = 0) -> list[ResolveResult]:
-        found = await self._inner.resolve(host, port, family)
-        if not found or not all(self._allowed(one["host"]) for one in found):
-            raise _Refused("its host is not on the public internet")
-        return found
-
-    async def close(self) -> None:
-        await self._inner.close()
-
-
 async def fetched(urls: Sequence[str], fetching: Fetching) -> list[Upload]:
     """Fetch every picture into the folder. Raises Unprocessable with a pointer for each that did not come."""
     if not urls:
         return []
-    connector = aiohttp.TCPConnector(resolver=_GuardedResolver(fetching.allowed), use_dns_cache=False)
+    connector = guarded_connector(fetching.allowed)
     timeout = aiohttp.ClientTimeout(total=SECONDS_EACH)
     gate = asyncio.Semaphore(AT_ONCE)
 
@@ -79,7 +52,7 @@ async def fetched(urls: Sequence[str], fetching: Fetching) -> list[Upload]:
             async with gate:
                 try:
                     return await _fetch(session, url, fetching, fetching.folder / f"fetched-{number:05d}")
-                except _Refused as refusal:
+                except (_Refused, AddressRefused) as refusal:
                     return str(refusal)
                 except TimeoutError:
                     return f"it did not come within {SECONDS_EACH:g} s"
@@ -100,7 +73,7 @@ async def fetched(urls: Sequence[str], fetching: Fetching) -> list[Upload]:
 async def _fetch(session: aiohttp.ClientSession, address: str, fetching: Fetching, path: Path) -> Upload:
     url = URL(address)
     for _ in range(MAX_REDIRECTS + 1):
-        _check(url, fetching.allowed)
+        check_url(url, fetching.allowed)
         async with session.get(url, allow_redirects=False) as response:
             if response.status in (301, 302, 303, 307, 308) and "Location" in response.headers:
                 url = url.join(URL(response.headers["Location"]))
@@ -111,17 +84,6 @@ async def _fetch(session: aiohttp.ClientSession, address: str, fetching: Fetchin
             name = PurePosixPath(URL(address).path).name or path.name
             return Upload(name, path, response.content_type)
     raise _Refused("it is redirected too often")
-
-
-def _check(url: URL, allowed: AddressRule) -> None:
-    if url.scheme not in ("http", "https") or not url.host or url.user is not None:
-        raise _Refused("it is not a plain http(s) address")
-    try:
-        ip_address(url.host)
-    except ValueError:
-        return  # a name: the resolver decides
-    if not allowed(url.host):
-        raise _Refused("its host is not on the public internet")
 
 
 async def _save(response: aiohttp.ClientResponse, path: Path, fetching: Fetching) -> None:

@@ -48,7 +48,7 @@ class RequestMetrics:
 def exposition(
     requests: RequestMetrics, jobs: Mapping[str, int], pods: Mapping[str, int], deliveries: int, sent: Mapping[str, int]
 ) -> str:
-    """The whole page, in Prometheus' text format 0.0.4: ``deliveries`` of webhooks wait, ``sent`` attempts ended how."""
+    """The whole page, in Prometheus' text format 0.0.4; ``deliveries`` wait, ``sent`` are attempts by outcome."""
     lines = [*requests.lines(), *_header("troupe_jobs", "gauge", "Jobs by status.")]
     lines += [_line("troupe_jobs", {"status": status}, count) for status, count in sorted(jobs.items())]
     lines += _header("troupe_pods", "gauge", "Pods by state.")
