@@ -316,6 +316,7 @@ def _attempt(attempt: Attempt) -> Json:
         "pod_id": attempt.pod_id,
         "status": attempt.status,
         "error": fault(attempt.error),
+        "placement": plain(attempt.placement),
         "created_at": moment(attempt.created_at),
         "submitted_at": moment_or_none(attempt.submitted_at),
         "started_at": moment_or_none(attempt.started_at),

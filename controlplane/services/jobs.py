@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import Connection
@@ -12,12 +13,15 @@ from sqlalchemy import Connection
 from controlplane.db import assets as asset_rows
 from controlplane.db import attempts as attempt_rows
 from controlplane.db import jobs as job_rows
+from controlplane.db import projects as project_rows
 from controlplane.db.database import Database
 from controlplane.domain import events
 from controlplane.domain.assets import Asset
 from controlplane.domain.ids import new_id
 from controlplane.domain.jobs import CANCELLED, EMPTY_PROGRESS, QUEUED, Attempt, Job, NewJob, is_final
 from controlplane.domain.pages import Page, Position, checked_limit, decode, page_of
+from controlplane.domain.pods import Choice
+from controlplane.domain.projects import Project, pause_words
 from controlplane.errors import Conflict, NotFound, Unprocessable
 from controlplane.ports import Clock
 from controlplane.services.events import Hints, append_of_job
@@ -27,9 +31,16 @@ Ending = Callable[[Connection, Job, Mapping[str, Any] | None, float], None]
 """``(connection, job, error, now)``: what a kind does in the transaction in which its job failed or was cancelled."""
 
 
+Explanation = Callable[[Job], Mapping[str, Any] | None]
+"""Why a waiting job has no pod yet, as ``{pod_id, reason, considered}``; None where nothing is known of it."""
+
+
 @dataclass(frozen=True)
 class JobView:
-    """A job with its attempts (first try first) and its stored assets (by position)."""
+    """A job with its attempts (first try first) and its stored assets (by position).
+
+    Why a waiting job has no pod yet is found out when somebody looks, and stands in its ``placement`` here.
+    """
 
     job: Job
     attempts: tuple[Attempt, ...] = ()
@@ -40,11 +51,18 @@ class Jobs:
     """The jobs service.
 
     ``on_cancelled`` holds, by job kind, what happens in the transaction that cancels a job which no pod has seen.
+    ``explain`` knows the pods; it must not do I/O.
     """
 
     def __init__(
-        self, db: Database, clock: Clock, hints: Hints, on_cancelled: Mapping[str, Ending] | None = None
+        self,
+        db: Database,
+        clock: Clock,
+        hints: Hints,
+        on_cancelled: Mapping[str, Ending] | None = None,
+        explain: Explanation | None = None,
     ) -> None:
+        self._explain = explain
         self._db = db
         self._clock = clock
         self._hints = hints
@@ -58,7 +76,7 @@ class Jobs:
 
     async def get(self, project_id: str, job_id: str) -> JobView:
         """One job; NotFound where there is none."""
-        return await self._db.read(_view, project_id, job_id)
+        return await self._db.read(self._view, project_id, job_id)
 
     async def list(
         self,
@@ -80,7 +98,7 @@ class Jobs:
         wanted = (character_id, kind, statuses, created_from, created_before)
 
         def list_jobs(c: Connection) -> list[JobView]:
-            return _views(c, project_id, job_rows.page(c, project_id, size + 1, before, *wanted))
+            return self._views(c, project_id, job_rows.page(c, project_id, size + 1, before, *wanted))
 
         views = await self._db.read(list_jobs)
         return page_of(views, size, [Position(view.job.created_at, view.job.id) for view in views])
@@ -118,7 +136,32 @@ class Jobs:
             job_rows.request_cancel(c, project_id, job_id, now)
         elif is_final(job.status) and job.status != CANCELLED:
             raise Conflict(f"The job has already {job.status}; it cannot be cancelled any more.")
-        return _view(c, project_id, job_id)
+        return self._view(c, project_id, job_id)
+
+    def _view(self, c: Connection, project_id: str, job_id: str) -> JobView:
+        return self._views(c, project_id, [_get(c, project_id, job_id)])[0]
+
+    def _views(self, c: Connection, project_id: str, jobs: Sequence[Job]) -> list[JobView]:
+        ids = [job.id for job in jobs]
+        attempts = attempt_rows.of_jobs(c, project_id, ids)
+        assets: dict[str, list[Asset]] = {}
+        for asset in asset_rows.of_jobs(c, project_id, ids):
+            assets.setdefault(asset.job_id or "", []).append(asset)
+        waits = any(job.status == QUEUED for job in jobs)
+        project = project_rows.get(c, project_id) if waits else None
+        explained = [self._explained(job, project) if job.status == QUEUED else job for job in jobs]
+        return [JobView(job, tuple(attempts.get(job.id, ())), tuple(assets.get(job.id, ()))) for job in explained]
+
+    def _explained(self, job: Job, project: Project | None) -> Job:
+        return replace(job, placement=self._placement(job, project))
+
+    def _placement(self, job: Job, project: Project | None) -> Mapping[str, Any] | None:
+        if project is not None and project.is_paused:
+            return Choice(None, pause_words(project)).as_placement()
+        rest = job.not_before - self._clock.now()
+        if rest > 0:
+            return Choice(None, f"it is tried again in {math.ceil(rest)} s").as_placement()
+        return (self._explain(job) if self._explain is not None else None) or job.placement
 
 
 def checked_deadline(wanted: float | None, usual: float, settings: Settings) -> float:
@@ -174,16 +217,3 @@ def _get(c: Connection, project_id: str, job_id: str) -> Job:
     if job is None:
         raise NotFound(f"There is no job {job_id}.")
     return job
-
-
-def _view(c: Connection, project_id: str, job_id: str) -> JobView:
-    return _views(c, project_id, [_get(c, project_id, job_id)])[0]
-
-
-def _views(c: Connection, project_id: str, jobs: Sequence[Job]) -> list[JobView]:
-    ids = [job.id for job in jobs]
-    attempts = attempt_rows.of_jobs(c, project_id, ids)
-    assets: dict[str, list[Asset]] = {}
-    for asset in asset_rows.of_jobs(c, project_id, ids):
-        assets.setdefault(asset.job_id or "", []).append(asset)
-    return [JobView(job, tuple(attempts.get(job.id, ())), tuple(assets.get(job.id, ()))) for job in jobs]

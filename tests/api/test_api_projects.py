@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -87,3 +88,19 @@ async def test_pause_and_resume_are_told_once_each_on_the_stream(api: Api) -> No
             if types[-1:] == ["project.resumed"]:
                 break
     assert types == ["project.paused", "project.resumed"]
+
+
+async def test_a_waiting_job_of_a_paused_project_says_since_when_and_why(api: Api) -> None:
+    hero = await ready_character(api.server)
+    await patch(api, paused=True, reason="the bill")
+    job = (await api.post("/generate-image", json={"prompt": "on a beach", "character_id": hero.id})).body["job"]["id"]
+    placement = (await api.get(f"/jobs/{job}")).body["placement"]
+    assert re.fullmatch(r"the project is paused since 2\S+ \S+ UTC: the bill", placement["reason"])
+
+
+async def test_after_the_pause_a_waiting_job_says_something_else(api: Api) -> None:
+    hero = await ready_character(api.server)
+    await patch(api, paused=True, reason="the bill")
+    job = (await api.post("/generate-image", json={"prompt": "on a beach", "character_id": hero.id})).body["job"]["id"]
+    await patch(api, paused=False)
+    assert "paused" not in json.dumps((await api.get(f"/jobs/{job}")).body["placement"])

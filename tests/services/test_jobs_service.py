@@ -8,8 +8,11 @@ from pathlib import Path
 from types import MappingProxyType
 
 import pytest
+from sqlalchemy import update
 
+from controlplane.db.tables import jobs as job_table
 from controlplane.errors import NotFound, Unprocessable
+from controlplane.services.jobs import Jobs
 from tests.services.engine import PROJECT, Engine, engine
 
 pytestmark = pytest.mark.usefixtures("each_database")
@@ -98,3 +101,24 @@ async def test_waiting_ends_when_the_job_does(room: Engine) -> None:
 async def test_waiting_gives_up_after_its_time(room: Engine) -> None:
     job = await room.submit()
     assert (await room.jobs.wait(PROJECT, job.id, 0.05)).job.status == "queued"
+
+
+async def test_a_waiting_job_is_explained_when_somebody_looks(room: Engine) -> None:
+    told = {"pod_id": None, "reason": "every pod is busy", "considered": []}
+    jobs = Jobs(room.db, room.clock, room.hints, explain=lambda job: told)
+    job = await room.submit()
+    assert (await jobs.get(PROJECT, job.id)).job.placement == told
+
+
+async def test_a_job_that_is_to_be_tried_again_says_when(room: Engine) -> None:
+    job = await room.submit()
+    later = update(job_table).where(job_table.c.id == job.id).values(not_before=room.clock.now() + 30)
+    await room.db.write(lambda c: c.execute(later))
+    placement = (await room.view(job)).job.placement or {}
+    assert placement["reason"] in {f"it is tried again in {seconds} s" for seconds in (29, 30)}
+
+
+async def test_a_job_that_is_over_keeps_the_words_it_had(room: Engine) -> None:
+    jobs = Jobs(room.db, room.clock, room.hints, explain=lambda job: {"reason": "every pod is busy"})
+    job = await room.submit()
+    assert (await jobs.cancel(PROJECT, job.id)).job.placement is None

@@ -56,6 +56,7 @@ class JobAttempt(Reply):
     pod_id: str
     status: str
     error: Fault | None = None
+    placement: dict[str, Any] | None = Field(None, description="Why this pod.")
     created_at: Timestamp
     submitted_at: Timestamp | None = None
     started_at: Timestamp | None = None
@@ -79,7 +80,9 @@ class Job(Reply):
     error: Fault | None = None
     warnings: list[str]
     attempts: list[JobAttempt]
-    placement: dict[str, Any] | None = Field(None, description="Why this pod, or why none yet.")
+    placement: dict[str, Any] | None = Field(
+        None, description="Why this pod, or why none yet: `{pod_id, reason, considered}`."
+    )
     result: dict[str, Any] | None = None
     metadata: FreeJson
     end_user: str | None = None
