@@ -97,7 +97,7 @@ class Jobs:
         size, before = checked_limit(limit), decode(cursor)
         wanted = (character_id, kind, statuses, created_from, created_before)
 
-        def list_jobs(c: Connection) -> list[JobView]:
+        def list_jobs(c: Connection) -> Sequence[JobView]:
             return self._views(c, project_id, job_rows.page(c, project_id, size + 1, before, *wanted))
 
         views = await self._db.read(list_jobs)
@@ -141,7 +141,7 @@ class Jobs:
     def _view(self, c: Connection, project_id: str, job_id: str) -> JobView:
         return self._views(c, project_id, [_get(c, project_id, job_id)])[0]
 
-    def _views(self, c: Connection, project_id: str, jobs: Sequence[Job]) -> list[JobView]:
+    def _views(self, c: Connection, project_id: str, jobs: Sequence[Job]) -> Sequence[JobView]:
         ids = [job.id for job in jobs]
         attempts = attempt_rows.of_jobs(c, project_id, ids)
         assets: dict[str, list[Asset]] = {}
