@@ -34,6 +34,8 @@ DEFAULT_PROJECT = "default"
 QUEUED_ROWS = "status = 'queued'"
 HELD_ROWS = "status IN ('claimed', 'submitted', 'submit_unknown', 'running', 'collecting', 'cancelling')"
 WAITING_ROWS = "state = 'waiting'"
+STORED_ROWS = "status = 'stored'"
+UNSETTLED_ROWS = "status <> 'stored'"
 LIVE_ROWS = "status IN ('created', 'submitted', 'running')"
 
 # SQLite's INTEGER holds 64 bits.
@@ -67,6 +69,7 @@ characters = Table(
     Column("created_at", Float, nullable=False),
     Column("updated_at", Float, nullable=False),
     Index("ix_characters_list", "project_id", "created_at", "id"),
+    Index("ix_characters_trigger", "project_id", "trigger_word"),
 )
 
 datasets = Table(
@@ -179,7 +182,9 @@ jobs = Table(
     Index("ix_jobs_overdue", "deadline_at", sqlite_where=text(QUEUED_ROWS), postgresql_where=text(QUEUED_ROWS)),
     Index("ix_jobs_lease", "lease_until", sqlite_where=text(HELD_ROWS), postgresql_where=text(HELD_ROWS)),
     Index("ix_jobs_list", "project_id", "created_at", "id"),
-    Index("ix_jobs_character", "project_id", "character_id", "created_at"),
+    Index("ix_jobs_kind", "project_id", "kind", "status", "created_at", "id"),
+    # With what its list can be filtered by, so that only the rows that are shown are read.
+    Index("ix_jobs_character", "project_id", "character_id", "created_at", "id", "kind", "status"),
 )
 
 attempts = Table(
@@ -251,6 +256,8 @@ pods = Table(
     Column("trainer_obstacles", JSON, nullable=False, server_default="{}", comment="{trainer: why it cannot train}"),
     Column("created_at", Float, nullable=False),
     Column("last_heartbeat_at", Float, nullable=False),
+    Index("ix_pods_state", "project_id", "state"),
+    Index("ix_pods_key", "key_hash"),
 )
 
 rentals = Table(
@@ -313,8 +320,32 @@ assets = Table(
     Column("metadata", JSON, nullable=False),
     Column("created_at", Float, nullable=False),
     Column("upload", String(64), comment="the reference under which a pod promised it before it was stored"),
-    Index("ix_assets_list", "project_id", "created_at", "id"),
-    Index("ix_assets_character", "project_id", "character_id", "created_at"),
+    # Only where a query says the same in so many words is it used: the lists, and nothing that has a better way.
+    Index(
+        "ix_assets_list",
+        "project_id",
+        "kind",
+        "created_at",
+        "id",
+        sqlite_where=text(STORED_ROWS),
+        postgresql_where=text(STORED_ROWS),
+    ),
+    Index("ix_assets_character", "project_id", "character_id", "kind", "status", "created_at", "id"),
+    Index(
+        "ix_assets_favourite",
+        "project_id",
+        "created_at",
+        "id",
+        sqlite_where=text("favourite = 1"),
+        postgresql_where=text("favourite"),
+    ),
+    Index(
+        "ix_assets_unsettled",
+        "status",
+        "created_at",
+        sqlite_where=text(UNSETTLED_ROWS),
+        postgresql_where=text(UNSETTLED_ROWS),
+    ),
     Index("ix_assets_job", "job_id", "position"),
     Index("ix_assets_attempt", "attempt_id", "kind", "position"),
     Index(
