@@ -61,9 +61,10 @@ class Arrivals:
 
     def announce(self, asset: Asset) -> None:
         """A ticket was given; call it after the transaction."""
-        if asset.upload is not None:
-            _keep(self._tickets, asset.upload, asset)
-            self._ring(asset.upload)
+        if asset.upload is not None and asset.job_id is not None:
+            name = _promise(asset.job_id, asset.upload)
+            _keep(self._tickets, name, asset)
+            self._ring(name)
 
     def store(self, info: BlobInfo) -> None:
         """A file came in through this process and is stored for good."""
@@ -85,16 +86,17 @@ class Arrivals:
             for name in [name for name, bell in self._bells.items() if bell is wait.bell]:
                 del self._bells[name]
             for one in promised:
-                asset = self._tickets.pop(one.upload, None)
+                asset = self._tickets.pop(_promise(job.id, one.upload), None)
                 self._stored.pop(asset.key if asset is not None else "", None)
 
     def listen(self, name: str, bell: asyncio.Event) -> None:
-        """Ring ``bell`` when the ticket of this reference is given, or the file of this key stored."""
+        """Ring ``bell`` when the ticket of this promise is given, or the file of this key stored."""
         self._bells[name] = bell
 
-    def known(self, promised: Sequence[Reported]) -> dict[str, Asset]:
-        """The tickets that were given by this process, by reference."""
-        return {one.upload: self._tickets[one.upload] for one in promised if one.upload in self._tickets}
+    def known(self, job: Job, promised: Sequence[Reported]) -> dict[str, Asset]:
+        """The tickets that this process gave for a job, by reference."""
+        given = {one.upload: self._tickets.get(_promise(job.id, one.upload)) for one in promised}
+        return {upload: asset for upload, asset in given.items() if asset is not None}
 
     async def announced(self, job: Job) -> list[Asset]:
         """Everything that the job's current attempt announced."""
@@ -148,7 +150,7 @@ class _Wait:
 
     async def over(self, *, in_memory: bool) -> Gathered:
         for one in self.promised:
-            self.arrivals.listen(one.upload, self.bell)
+            self.arrivals.listen(_promise(self.job.id, one.upload), self.bell)
         seconds, asks = HINT_SECONDS, False
         while not await self._all_there(in_memory):
             if not in_memory:
@@ -163,7 +165,7 @@ class _Wait:
     async def _all_there(self, in_memory: bool) -> bool:
         """Look for what is promised: at what came through this process, or into the database and the store."""
         if in_memory:
-            tickets = self.arrivals.known(self.promised)
+            tickets = self.arrivals.known(self.job, self.promised)
             self.announced = list(tickets.values())
         else:
             self.announced = await self.arrivals.announced(self.job)
@@ -223,6 +225,11 @@ def _lost(missing: Sequence[Reported], told: HandedOver | None) -> dict[str, str
         elif one.upload not in told.pending and one.upload not in lost:
             lost[one.upload] = "the pod does not know of it any more; it was probably restarted"
     return lost
+
+
+def _promise(job_id: str, upload: str) -> str:
+    """What a promise is called here: a reference means something within its job only."""
+    return f"{job_id} {upload}"
 
 
 def _of_current(c: Connection, job: Job) -> list[Asset]:
