@@ -39,6 +39,9 @@ NEXT: Mapping[str, frozenset[str]] = {
 }
 
 ATTEMPT_LIVE = frozenset({"created", "submitted", "running"})
+"""Attempts that have a place on their pod."""
+ATTEMPT_OPEN = ATTEMPT_LIVE | {COLLECTING}
+"""The same and those whose files are still on their way: the pod's GPU is somebody else's by then."""
 """States of an attempt that occupies its pod."""
 
 EMPTY_PROGRESS: Mapping[str, Any] = {
@@ -135,8 +138,8 @@ class Job:
 class Attempt:
     """One try of a job's GPU work on one pod; ``id`` is ComfyUI's prompt_id.
 
-    ``status``: created (the row exists, the pod may know nothing) | submitted | running | succeeded | failed | lost |
-    cancelled.
+    ``status``: created (the row exists, the pod may know nothing) | submitted | running | collecting (its files are on
+    their way) | succeeded | failed | lost | cancelled.
     """
 
     id: str
@@ -160,8 +163,8 @@ class Attempt:
 
     @property
     def live(self) -> bool:
-        """Whether the pod may still be working on it."""
-        return self.status in ATTEMPT_LIVE
+        """Whether it may still end well: the pod works on it, or hands over what it made."""
+        return self.status in ATTEMPT_OPEN
 
 
 @dataclass(frozen=True)

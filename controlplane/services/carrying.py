@@ -16,6 +16,7 @@ from sqlalchemy import Connection
 from controlplane.db import pods as pod_rows
 from controlplane.db.database import Database
 from controlplane.domain.jobs import (
+    COLLECTING,
     DEAD_DEVICE,
     RUNNING,
     Attempt,
@@ -191,7 +192,7 @@ class Carrier:
         return Failure("lost", "attempt_lost", "The pod said nothing more of this attempt.")
 
     async def _note_running(self, held: Held) -> None:
-        if held.attempt.status != "running":
+        if held.attempt.status not in (RUNNING, COLLECTING):
             await self._note(held, outcomes.note_running)
             held.attempt = replace(held.attempt, status="running")
 
@@ -230,6 +231,8 @@ class Carrier:
     async def _collect(self, held: Held, outputs: Mapping[str, Any]) -> None:
         """Check that the outputs are stored, then store the outcome in one transaction, then let the pod forget."""
         await self._note(held, outcomes.note_collecting)
+        held.attempt = replace(held.attempt, status=COLLECTING)
+        self._hints.wake(Hints.JOBS)
         problems = await self._verified(held, outputs)
         if problems is None:
             await self._stop(held)

@@ -81,8 +81,10 @@ def note_doubt(c: Connection, job: Job, attempt: Attempt, now: float) -> Job:
 
 
 def note_running(c: Connection, job: Job, attempt: Attempt, now: float) -> Job:
-    """The pod has begun."""
+    """The pod has begun; of an attempt that has finished there that is no news."""
     current = _reread(c, job)
+    if attempt.status == COLLECTING:
+        return current
     progress = dict(current.progress)
     if progress.get("phase") == QUEUED:
         progress["phase"] = RUNNING
@@ -93,8 +95,10 @@ def note_running(c: Connection, job: Job, attempt: Attempt, now: float) -> Job:
 
 
 def note_collecting(c: Connection, job: Job, attempt: Attempt, now: float) -> Job:
-    """The pod has finished; its outputs are about to be checked."""
-    return advance(c, job, COLLECTING)
+    """The pod has finished and is free for others; its outputs are about to be checked, once they are there."""
+    changed = advance(c, job, COLLECTING)
+    attempt_rows.change(c, job.project_id, attempt.id, status=COLLECTING)
+    return changed
 
 
 def note_progress(c: Connection, job: Job, progress: Mapping[str, Any], now: float) -> Job:
