@@ -94,8 +94,12 @@ class Provider(Protocol):
         """Delete it if pending, interrupt it if running; True when it is confirmed to be neither."""
         ...
 
+    async def withdraw(self, work: Work) -> bool:
+        """Delete it if pending; True when it is confirmed that it never began, False where it did or may have."""
+        ...
+
     async def forget(self, work: Work) -> None:
-        """Drop the pod's own record after our transaction stored the outcome."""
+        """Have the pod drop its own record soon, after our transaction stored the outcome. Does not wait for it."""
         ...
 
     async def handed_over(self, work: Work) -> HandedOver | None:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import orjson
+
 PREVIEW_IMAGE = 1
 TEXT = 3
 PREVIEW_IMAGE_WITH_METADATA = 4
@@ -122,13 +124,29 @@ _ENDS: Mapping[str, Literal["succeeded", "failed", "interrupted"]] = {
 }
 
 
-def parse_text(text: str) -> Message:
+def decoded(data: str | bytes) -> Any:
+    """A JSON value of ComfyUI's, which may hold what only Python takes for JSON, such as NaN. ValueError."""
+    try:
+        return orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return json.loads(data)
+
+
+def encoded(value: Mapping[str, Any]) -> bytes:
+    """A JSON value for ComfyUI, with integers of any size."""
+    try:
+        return orjson.dumps(value)
+    except orjson.JSONEncodeError:
+        return json.dumps(value).encode()
+
+
+def parse_text(text: str | bytes) -> Message:
     """Parse one text frame. What is not understood becomes Unknown: a hint that cannot be read is no hint."""
     try:
-        message = json.loads(text)
+        message = decoded(text)
         return _parse(str(message["type"]), message.get("data") or {})
     except (ValueError, KeyError, TypeError, AttributeError):
-        return Unknown(text[:80])
+        return Unknown(text[:80] if isinstance(text, str) else text[:80].decode("utf-8", "replace"))
 
 
 def _parse(type_: str, data: Mapping[str, Any]) -> Message:
@@ -172,7 +190,7 @@ def parse_binary(frame: bytes) -> Message:
             return Preview(frame[8:])
         if event == PREVIEW_IMAGE_WITH_METADATA:
             (length,) = struct.unpack_from(">I", frame, 4)
-            about = json.loads(frame[8 : 8 + length])
+            about = decoded(frame[8 : 8 + length])
             return Preview(frame[8 + length :], about.get("prompt_id"), about.get("node_id"))
         return Unknown(f"binary {event}")
     except (struct.error, ValueError, AttributeError):

@@ -5,107 +5,138 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from types import TracebackType
+import time
+from collections.abc import Callable
 
 import aiohttp
 
+from controlplane import failpoints
 from controlplane.comfy.messages import Message, Preview, Status, Unknown, parse_binary, parse_text
 
 log = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 20.0
 CONNECT_SECONDS = 15.0
+CLOSE_SECONDS = 5.0
 FIRST_BACKOFF_SECONDS = 0.5
 LONGEST_BACKOFF_SECONDS = 10.0
 FEATURE_FLAGS = {"type": "feature_flags", "data": {"supports_preview_metadata": True}}
-KEPT_MESSAGES = 1000
 REPLACED = 4001
 """With this an agent closes a socket for a newer one of the same client id: whoever took the job over has it now."""
 
 
 class PodSocket:
-    """A reader of ``/ws`` for one client id; use it as an async context manager.
+    """A reader of ``/ws`` for one client id, which hands every hint to ``told`` as it comes in.
 
-    Each job has its own client id, so no two sockets ever share one. After the server closed the socket in an orderly
-    way it is opened again under the same id. After any other loss the id is not used again: when the older of two
-    sockets of one id dies late, ComfyUI silently deafens the newer one. Whoever reads hints must therefore ask
-    ``/history`` and ``/queue`` as well, which alone tell the truth.
+    After the server closed the socket in an orderly way it is opened again under the same id. After any other loss
+    the id is not used again: when the older of two sockets of one id dies late, ComfyUI silently deafens the newer
+    one. Whoever needs hints must therefore ask ``/history`` and ``/queue`` as well, which alone tell the truth.
+
+    ``told`` must not block and must not raise: a reader that stalls stops the pod's messages to everybody.
+    ``lost`` is called when a connection ended that we did not close ourselves.
     """
 
-    def __init__(self, session: aiohttp.ClientSession, url: str, token: str, client_id: str) -> None:
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        url: str,
+        token: str,
+        client_id: str,
+        told: Callable[[Message], None],
+        lost: Callable[[], None] = lambda: None,
+        after: asyncio.Task[None] | None = None,
+    ) -> None:
+        """``after``: what must have ended first, such as another socket of this client id."""
+        self.client_id = client_id
+        self.settled = asyncio.Event()
+        """Set once the first attempt to connect is over, however it went."""
+        self.connected = False
+        self.heard_at = 0.0
+        """Monotonic time of the last frame."""
         self._session = session
         self._url = f"{url.rstrip('/')}/ws?clientId={client_id}"
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
-        self._messages: asyncio.Queue[Message] = asyncio.Queue(KEPT_MESSAGES)
+        self._told = told
+        self._lost = lost
+        self._after = after
+        self._opened_once = False
+        self._closing = False
+        self._connection: aiohttp.ClientWebSocketResponse[bool] | None = None
         self._task: asyncio.Task[None] | None = None
-        self.opened = asyncio.Event()
-        """Set once the server has answered for the first time."""
-        self.newest: Message | None = None
-        """The last message that came in, read or not."""
 
-    async def __aenter__(self) -> PodSocket:
+    def open(self) -> None:
+        """Connect and read from now on."""
         self._task = asyncio.create_task(self._run(), name="pod-socket")
-        return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        assert self._task is not None
-        self._task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._task
+    async def close(self) -> None:
+        """Hang up in an orderly way, so that ComfyUI has forgotten this socket when it returns."""
+        self._closing = True
+        if self._connection is not None:
+            with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError):
+                await self._connection.close()
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
 
     @property
     def gone(self) -> bool:
         """Whether no hint will come any more."""
         return self._task is None or self._task.done()
 
-    async def next(self, seconds: float) -> Message | None:
-        """The next message, None where none came in time."""
-        # asyncio.timeout, not wait_for: before Python 3.12 the latter loses a cancel that meets a message.
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                return await self._messages.get()
-        return None
-
     async def _run(self) -> None:
+        if self._after is not None:
+            await asyncio.wait([self._after])
         backoff = FIRST_BACKOFF_SECONDS
-        while True:
+        while not self._closing:
             try:
                 orderly = await self._read_once()
                 backoff = FIRST_BACKOFF_SECONDS
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 log.debug("websocket failed: %s", error or type(error).__name__)
                 # Before the server ever answered, no older socket of this id can exist.
-                orderly = not self.opened.is_set()
-            if not orderly:
-                return
+                orderly = not self._opened_once
+            finally:
+                self.settled.set()
+                self.connected, self._connection = False, None
+            if self._closing or not orderly:
+                break
+            self._lost()
             await asyncio.sleep(backoff)
             backoff = min(backoff * 2, LONGEST_BACKOFF_SECONDS)
+        if not self._closing:
+            # A task's end is seen a moment after it: whoever looks must find this socket gone already.
+            asyncio.get_running_loop().call_soon(self._lost)
 
     async def _read_once(self) -> bool:
         """Read until the socket ends; True where the server closed it in an orderly way."""
         async with asyncio.timeout(CONNECT_SECONDS):
-            connected = await self._session.ws_connect(
-                self._url, headers=self._headers, heartbeat=HEARTBEAT_SECONDS, max_msg_size=0
+            connection = await self._session.ws_connect(
+                self._url,
+                headers=self._headers,
+                heartbeat=HEARTBEAT_SECONDS,
+                max_msg_size=0,
+                timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_SECONDS),
             )
-        async with connected as socket:
+        async with connection:
             # Only the first text frame is read for flags, and a new connection knows nothing of the last one's.
-            await socket.send_json(FEATURE_FLAGS)
-            async for frame in socket:
-                if frame.type == aiohttp.WSMsgType.TEXT:
-                    self._keep(parse_text(frame.data))
-                elif frame.type == aiohttp.WSMsgType.BINARY:
-                    self._keep(parse_binary(frame.data))
+            await connection.send_json(FEATURE_FLAGS)
+            self._connection = connection
+            async for frame in connection:
+                self._hear(frame)
             # 1006 is aiohttp's word for an end without a close frame.
-            return socket.close_code not in (None, aiohttp.WSCloseCode.ABNORMAL_CLOSURE, REPLACED)
+            return connection.close_code not in (None, aiohttp.WSCloseCode.ABNORMAL_CLOSURE, REPLACED)
 
-    def _keep(self, message: Message) -> None:
-        self.opened.set()
-        if isinstance(message, (Status, Preview, Unknown)):
+    def _hear(self, frame: aiohttp.WSMessage) -> None:
+        failpoints.reach("socket message")
+        self.heard_at = time.monotonic()
+        if not self.connected:
+            self.connected = self._opened_once = True
+            self.settled.set()
+        if frame.type == aiohttp.WSMsgType.TEXT:
+            message = parse_text(frame.data)
+        elif frame.type == aiohttp.WSMsgType.BINARY:
+            message = parse_binary(frame.data)
+        else:
             return
-        if self._messages.full():
-            # Always read on: a stalled reader stops the pod's messages to everybody.
-            self._messages.get_nowait()
-        self._messages.put_nowait(message)
-        self.newest = message
+        if not isinstance(message, (Status, Preview, Unknown)):
+            self._told(message)

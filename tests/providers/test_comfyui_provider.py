@@ -8,9 +8,9 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import pytest
 
+from controlplane.comfy.client import open_session
 from controlplane.errors import PodRefused, PodUnreachable
 from controlplane.ports import PodAddress, Update, Work
 from controlplane.providers.comfyui import ComfyUIProvider, Pace
@@ -48,8 +48,10 @@ def blobs(tmp_path: Path) -> LocalStore:
 
 @pytest.fixture
 async def provider(blobs: LocalStore) -> AsyncIterator[ComfyUIProvider]:
-    async with aiohttp.ClientSession() as session:
-        yield ComfyUIProvider(session, blobs, PACE)
+    async with open_session() as session:
+        made = ComfyUIProvider(session, blobs, PACE)
+        yield made
+        await made.close()
 
 
 def work(double: ComfyUIDouble, prompt_id: str = "prompt-1", **graph: Any) -> Work:
@@ -168,7 +170,7 @@ async def test_forgetting_removes_the_history_entry(provider: ComfyUIProvider, d
     await provider.start(work(double))
     await followed(provider, work(double))
     await provider.forget(work(double))
-    assert double.history == {}
+    await until(lambda: double.history == {})
 
 
 async def test_cancelling_what_the_pod_does_not_have_is_confirmed(

@@ -9,9 +9,9 @@ from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
 
-import aiohttp
 import pytest
 
+from controlplane.comfy.client import open_session
 from controlplane.errors import PodRefused
 from controlplane.ports import PodAddress, Update, Work
 from controlplane.providers.comfyui import ComfyUIProvider, Pace
@@ -40,8 +40,10 @@ async def double() -> AsyncIterator[ComfyUIDouble]:
 @pytest.fixture
 async def provider(tmp_path: Path) -> AsyncIterator[ComfyUIProvider]:
     blobs = LocalStore(tmp_path / "blobs", "http://127.0.0.1/files", "key", FixedClock())
-    async with aiohttp.ClientSession() as session:
-        yield ComfyUIProvider(session, blobs, PATIENT)
+    async with open_session() as session:
+        made = ComfyUIProvider(session, blobs, PATIENT)
+        yield made
+        await made.close()
 
 
 class Following:

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 from sqlalchemy import Connection
 
+from controlplane.comfy.client import open_session
 from controlplane.db.database import Database
 from controlplane.db.migrate import migrate
 from controlplane.domain.ids import new_id
@@ -154,7 +154,8 @@ async def engine(folder: Path, pace: Pace = PACE, **values: Any) -> AsyncIterato
         on_cancelled={"train": lambda c, job, error, now: ended.append(("cancelled", job.id))},
     )
     blobs = LocalStore(folder / "blobs", settings.effective_files_url, "key", clock)
-    async with aiohttp.ClientSession() as session:
+    async with open_session() as session:
+        provider = ComfyUIProvider(session, blobs, pace)
         made = Engine(
             db=db,
             clock=clock,
@@ -163,7 +164,7 @@ async def engine(folder: Path, pace: Pace = PACE, **values: Any) -> AsyncIterato
             jobs=Jobs(db, clock, hints, hooks.on_cancelled),
             pods=Pods(db, clock, hints, settings, JOIN_TOKEN),
             events=Events(db, hints, settings.poll_seconds),
-            provider=ComfyUIProvider(session, blobs, pace),
+            provider=provider,
             hooks=hooks,
             ended=ended,
         )
@@ -171,6 +172,7 @@ async def engine(folder: Path, pace: Pace = PACE, **values: Any) -> AsyncIterato
             yield made
         finally:
             await made.stop()
+            await provider.close()
             await db.close()
 
 

@@ -52,6 +52,9 @@ class DyingProvider:
     async def cancel(self, work: Work) -> bool:
         return await self._real.cancel(work)
 
+    async def withdraw(self, work: Work) -> bool:
+        return await self._real.withdraw(work)
+
     async def forget(self, work: Work) -> None:
         if self._step == "commit":
             die()
