@@ -13,7 +13,7 @@ import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
-from controlplane.domain.addresses import AddressRule
+from controlplane.domain.addresses import AddressRule, is_disguised
 from controlplane.errors import WebhookUnreachable
 from controlplane.ports import PostAnswer
 
@@ -54,7 +54,7 @@ def guarded_connector(allowed: AddressRule) -> aiohttp.TCPConnector:
 
 def check_url(url: URL, allowed: AddressRule) -> None:
     """AddressRefused for what is no plain web address; a name is left to the resolver."""
-    if url.scheme not in ("http", "https") or not url.host or url.user is not None:
+    if url.scheme not in ("http", "https") or not url.host or url.user is not None or is_disguised(url.host):
         raise AddressRefused("it is not a plain http(s) address")
     try:
         ip_address(url.host)

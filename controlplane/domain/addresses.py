@@ -27,6 +27,15 @@ def any_address(address: str) -> bool:
     return True
 
 
+def is_disguised(host: str) -> bool:
+    """Whether a host is an IPv4 address in one of its old forms, such as 127.1, which checks of addresses overlook."""
+    try:
+        ip_address(host)
+    except ValueError:
+        return host.replace(".", "").isdigit()
+    return False
+
+
 def url_fault(url: str, *, private: bool) -> str:
     """Why we would not send anything to a URL, "" where we would; a name is only judged when it is resolved.
 
@@ -41,6 +50,8 @@ def url_fault(url: str, *, private: bool) -> str:
         return "it is not a web address"
     if parts.username is not None or parts.password is not None:
         return "it holds a user name"
+    if is_disguised(host):
+        return "its host is neither a name nor an address as they are written today"
     if parts.scheme == "http" and not private:
         return "it is not https"
     try:
