@@ -12,15 +12,15 @@ from pydantic.json_schema import models_json_schema
 from controlplane.api.routes import Media, Route
 from controlplane.api.schemas.base import Problem
 from controlplane.api.schemas.events import Event
-from controlplane.errors import Forbidden, TroupeError
+from controlplane.errors import DatabaseAway, Forbidden, TroupeError
 
 Json = dict[str, Any]
 Mode = str
 REF = "#/components/schemas/{model}"
 PROBLEM_MEDIA = "application/problem+json"
 
-ANYWHERE = (Forbidden, TroupeError)
-"""What any address may answer: a page or host that is not allowed, and a defect of ours."""
+ANYWHERE = (Forbidden, TroupeError, DatabaseAway)
+"""What any address may answer: a page or host that is not allowed, a defect of ours, and a database that is away."""
 
 HEADERS = {
     "Idempotency-Key": (

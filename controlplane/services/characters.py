@@ -32,7 +32,15 @@ from controlplane.domain.datasets import Dataset, DatasetReport
 from controlplane.domain.jobs import Job
 from controlplane.domain.pages import Page, Position, checked_limit, decode, page_of
 from controlplane.domain.triggers import checked_trigger, made_trigger
-from controlplane.errors import CharacterNotReady, Conflict, ContentRefused, NotFound, Unprocessable
+from controlplane.errors import (
+    CharacterNotReady,
+    CommitUnknown,
+    Conflict,
+    ContentRefused,
+    DatabaseAway,
+    NotFound,
+    Unprocessable,
+)
 from controlplane.ports import BlobStore, Clock
 from controlplane.services import datasets, intake
 from controlplane.services.assets import purge
@@ -242,17 +250,34 @@ class Characters:
         return judged, {**beside, **captions}
 
     async def _queued(self, insert: Any, character: Character, material: Material | None, *rest: Any) -> Created:
-        """Run one of the two inserts; whatever stops it, no stored image stays without its row."""
+        """Run one of the two inserts; where nothing came of it, no stored image stays without its row."""
         try:
             job_id = await self._db.write(insert, character, material, *rest)
         except _Repeated as repeated:
             await datasets.discard(self._blobs, material)
             job_id = repeated.job_id
-        except BaseException:
+        except CommitUnknown:
+            found = await self._looked_after(character, material)
+            if found is None:
+                raise
+            job_id = found
+        except Exception:
             await datasets.discard(self._blobs, material)
             raise
         self._hints.wake()
         return await self._db.read(_created, character.project_id, job_id)
+
+    async def _looked_after(self, character: Character, material: Material | None) -> str | None:
+        """The job where the rows turn out to be stored, None where not; the images stay where nobody can say it."""
+        if material is None:
+            return None
+        try:
+            job_id = await self._db.write(_job_of, character, material)
+        except DatabaseAway:
+            return None
+        if job_id is None:
+            await datasets.discard(self._blobs, material)
+        return job_id
 
     def _insert(
         self, c: Connection, character: Character, material: Material, wanted: Wanted, once: Claim | None
@@ -317,6 +342,14 @@ def _check_first(c: Connection, once: Claim | None) -> None:
     answer = once.first_answer(c) if once is not None else None
     if answer is not None:
         raise _Repeated(answer["job_id"])
+
+
+def _job_of(c: Connection, character: Character, material: Material) -> str | None:
+    """The training on new material, None where it was never stored; waits for the transaction that may store it."""
+    character_rows.lock_names(c, character.project_id)
+    character_rows.lock(c, character.project_id, character.id)
+    versions = character_rows.versions(c, character.project_id, [character.id])
+    return next((one.job_id for one in versions if one.dataset_id == material.dataset.id), None)
 
 
 def _created(c: Connection, project_id: str, job_id: str) -> Created:

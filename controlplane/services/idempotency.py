@@ -121,7 +121,7 @@ class Repeats:
             kept = key_rows.find(c, once.address)
             return kept.answer if kept is not None and kept.answer is not None else answer
 
-        return await self._db.write(keep_answer)
+        return await self._db.write_fenced(keep_answer)
 
 
 def claim(
