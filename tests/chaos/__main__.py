@@ -20,7 +20,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--times", type=int, default=3, help="how often each failpoint fails in each of its ways")
     parser.add_argument("--database", choices=("sqlite", "postgresql", "both"), default="both")
-    parser.add_argument("--step", action="append", default=[], help="only this step of a job's life; repeat")
+    parser.add_argument(
+        "--only", action="append", metavar="STEP|FAILPOINT[: KIND]", help="only these steps or failpoints; repeat"
+    )
+    parser.add_argument("--servers", type=int, default=0, help="control planes (1 on SQLite, 3 on PostgreSQL)")
     parser.add_argument("--planted", default="", choices=("", "no claim check", "no key row"), help="a bug to find")
     parser.add_argument("--folder", type=Path, help="keep everything here")
     return parser.parse_args(arguments)
@@ -33,7 +36,13 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="troupe-chaos-") as scratch:
         for database in databases:
             shape = Shape(
-                database, options.jobs, options.seed, options.times, tuple(options.step), planted=options.planted
+                database,
+                options.jobs,
+                options.seed,
+                options.times,
+                None if options.only is None else tuple(options.only),
+                servers=options.servers,
+                planted=options.planted,
             )
             outcomes.append(asyncio.run(chaos(shape, (options.folder or Path(scratch)) / database)))
             show(outcomes[-1])

@@ -15,7 +15,7 @@ ONE_COMMIT = "a transaction is committed once or not at all"
 A_STREAM = "repeating bytes of a connection makes another protocol"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Point:
     """One place where something may fail.
 
@@ -67,7 +67,7 @@ SIDES = ("before", "after")
 
 POINTS: tuple[Point, ...] = (
     *way("accept", "^POST /generate-image$", "clients"),
-    *commit("accept", "write"),
+    *commit("accept", "accept_request"),
     *commit("claim", "claim"),
     *way("submit", "^POST /prompt$", "pods"),
     *call("submit", "POST /prompt"),
@@ -116,10 +116,6 @@ POINTS: tuple[Point, ...] = (
 )  # fmt: skip
 
 
-def points_of(database: str, steps: tuple[str, ...] = ()) -> tuple[Point, ...]:
-    """The points that a run on this database has, of these steps or of all."""
-    return tuple(
-        point
-        for point in POINTS
-        if (database == "postgresql" or not point.postgresql_only) and (not steps or point.step in steps)
-    )
+def points_of(database: str) -> tuple[Point, ...]:
+    """The points that a run on this database has."""
+    return tuple(point for point in POINTS if database == "postgresql" or not point.postgresql_only)

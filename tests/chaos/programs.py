@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import random
 import signal
 import socket
 import time
@@ -20,6 +21,8 @@ from tests.short_recipes import REPOSITORY
 RESTART_SECONDS = 0.2
 START_SECONDS = 90.0
 END_SECONDS = 20.0
+HOPELESS_DEATHS = 5
+PORTS = (12000, 30000)
 
 
 class NotReady(Exception):
@@ -27,10 +30,12 @@ class NotReady(Exception):
 
 
 def free_port() -> int:
-    """A TCP port that is free now; a program keeps its own over restarts."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port that is free now, and that no outgoing connection is given while its program is being restarted."""
+    while True:
+        port = random.randrange(*PORTS)
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 @dataclass
@@ -62,9 +67,11 @@ class Program:
 
     async def ready(self, seconds: float = START_SECONDS) -> None:
         """Wait until it listens. NotReady."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._up.wait()
+        ever = asyncio.create_task(self._up.wait())
+        end, first = time.monotonic() + seconds, self.deaths
+        while not ever.done() and time.monotonic() < end and self.deaths - first < HOPELESS_DEATHS:
+            await asyncio.wait([ever], timeout=0.2)
+        ever.cancel()
         if not self._up.is_set():
             raise NotReady(f"{self.name} does not listen:\n{self.log.read_text(errors='replace')[-3000:]}")
 

@@ -76,7 +76,9 @@ def stories(outcomes: Sequence[Outcome]) -> str:
 def coverage(outcome: Outcome) -> str:
     """How often each failpoint failed in each way; why some know some ways not."""
     rows = []
-    for point in points_of(outcome.shape.database, outcome.shape.steps):
+    for point in points_of(outcome.shape.database):
+        if not any(outcome.shape.wants(point.step, point.title, kind) for kind in point.kinds):
+            continue
         cells = [
             outcome.tally.fired[(point, kind)] if kind in point.kinds else f"- ({point.why_not.get(kind, '')})"
             for kind in KINDS

@@ -12,7 +12,7 @@ from tests.chaos.clients import Clients
 from tests.chaos.points import Prelude
 from tests.chaos.shape import Shape, Wishes
 from tests.chaos.strikes import Director, Tally
-from tests.chaos.world import GRACE_SECONDS, SWEEP_SECONDS, World, pods_joined, world
+from tests.chaos.world import SWEEP_SECONDS, World, pods_joined, world
 
 SETTLE_SECONDS = 180.0
 """How long after the last strike the last job may take to end."""
@@ -46,7 +46,7 @@ async def chaos(shape: Shape, folder: Path) -> Outcome:
         async with clients.connected():
             tally = await _struck(made, clients)
             await _settled(made, clients)
-            await asyncio.sleep(GRACE_SECONDS + 2 * SWEEP_SECONDS)
+            await asyncio.sleep(shape.grace + 3 * SWEEP_SECONDS)
             findings = await audited(made, clients.ledger)
         deaths = {program.name: program.deaths for program in (*made.servers, *made.pods)}
         if made.database is not None:

@@ -18,8 +18,8 @@ class Shape:
     seed: int
     times: int = 3
     """How often each failpoint is to fire with each of its kinds."""
-    steps: tuple[str, ...] = ()
-    """Only these steps of a job's life; none means all."""
+    only: tuple[str, ...] | None = None
+    """Only points whose step or title is named here, or ``title: kind``; None means all."""
     picture_pods: int = 3
     lanes: int = 3
     """How many strikes may be under way at once."""
@@ -27,15 +27,25 @@ class Shape:
     stall: float = 4.0
     """Longer than the lease: whoever is stalled that long comes back to find somebody else at its work."""
     longest_job: float = 1.2
+    long_share: float = 0.2
+    """Of the jobs; the others are done at once."""
+    grace: float = 15.0
+    """How old an unclaimed file must be before the sweep may delete it."""
     outstanding: int = 24
     trainings: int = 6
     planted: str = ""
     """A bug that the servers are started with; see ``planted``."""
 
+    servers: int = 0
+    """How many control planes; 0 means one on SQLite, three on PostgreSQL."""
+
     @property
     def replicas(self) -> int:
-        """A SQLite file has one control plane."""
-        return 3 if self.database == "postgresql" or self.planted else 1
+        return self.servers or (3 if self.database == "postgresql" else 1)
+
+    def wants(self, step: str, title: str, kind: str) -> bool:
+        """Whether a failpoint is to fail in this way."""
+        return self.only is None or any(one in (step, title, f"{title}: {kind}") for one in self.only)
 
 
 @dataclass(frozen=True)
@@ -94,7 +104,7 @@ class Wishes:
         self.made += 1
         every = max(2, self.shape.jobs // max(1, self.shape.trainings))
         training = self.shape.trainings > 0 and number % every == every // 2
-        long = roll() < 0.2
+        long = roll() < self.shape.long_share
         return Wish(
             number=number,
             key=f"chaos-{self.shape.seed}-{number}",

@@ -20,6 +20,8 @@ from tests.chaos.world import World
 
 PATIENCE_SECONDS = 20.0
 """How long a strike waits for its point to be reached."""
+UNKNOWN_SECONDS = 8.0
+"""The same for a failpoint that no control plane has passed yet."""
 LOOK_SECONDS = 0.05
 AWAY_SECONDS = 1.5
 ROUNDS = 3
@@ -50,9 +52,10 @@ class Director:
         shape = world.shape
         self._strikes = [
             (point, kind)
-            for point in points_of(shape.database, shape.steps)
+            for point in points_of(shape.database)
             for kind in point.kinds
             for _ in range(shape.times)
+            if shape.wants(point.step, point.title, kind)
         ]
         self._random.shuffle(self._strikes)
         self.total = len(self._strikes)
@@ -105,7 +108,9 @@ class Director:
         entry = f"{kind} {point.name} #{number}"
         self._arm(number, entry)
         try:
-            pid = await self._reached(point, lambda: self._pid_of(entry))
+            is_known = point.prelude or point.name in self._world.seen()
+            patience = PATIENCE_SECONDS if is_known else UNKNOWN_SECONDS
+            pid = await self._reached(point, lambda: self._pid_of(entry), patience)
         finally:
             self._arm(number, None)
         pid = pid or self._pid_of(entry)
@@ -118,8 +123,10 @@ class Director:
             await asyncio.gather(*(server.ready() for server in self._world.servers))
         return True
 
-    async def _reached(self, point: Point, look: Callable[[], int | None]) -> int | None:
-        end, prepared = time.monotonic() + PATIENCE_SECONDS, 0.0
+    async def _reached(
+        self, point: Point, look: Callable[[], int | None], patience: float = PATIENCE_SECONDS
+    ) -> int | None:
+        end, prepared = time.monotonic() + patience, 0.0
         while time.monotonic() < end:
             if point.prelude and time.monotonic() - prepared > PATIENCE_SECONDS / 3:
                 prepared = time.monotonic()

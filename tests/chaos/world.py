@@ -27,9 +27,7 @@ HERE = Path(__file__).parent
 TRAINER = HERE / "quick_trainer.py"
 SOCKET = ".s.PGSQL.5432"
 JOIN_TOKEN = "chaos"
-SWEEP_SECONDS = 2.0
-GRACE_SECONDS = 15.0
-"""How old an unclaimed file must be before the sweep may delete it."""
+SWEEP_SECONDS = 1.0
 
 
 @dataclass
@@ -159,7 +157,7 @@ def _servers(made: World, environment: dict[str, str]) -> list[Program]:
         "TROUPE_LOST_AFTER_SECONDS": "8",
         "TROUPE_STALL_SECONDS": "20",
         "TROUPE_SUBMIT_TIMEOUT_SECONDS": "5",
-        "TROUPE_ASSET_GRACE_SECONDS": str(GRACE_SECONDS),
+        "TROUPE_ASSET_GRACE_SECONDS": str(shape.grace),
         "TROUPE_ASSET_SWEEP_SECONDS": str(SWEEP_SECONDS),
         "TROUPE_CHAOS_PLANTED": shape.planted,
         "OMP_NUM_THREADS": "1",
