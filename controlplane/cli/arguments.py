@@ -20,6 +20,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_lists(commands)
     _add_pausing(commands)
     _add_pods(commands)
+    _add_webhooks(commands)
     _add_pod(commands)
     return parser
 
@@ -169,6 +170,32 @@ def _add_pods(commands: Commands) -> None:
     end = _action(actions, "end", "end rented pods for good")
     end.add_argument("ids", nargs="+", metavar="ID", help="rental, pod, or RunPod's id")
     _action(actions, "reconcile", "end every rented pod of this installation that is in nobody's books")
+
+
+def _add_webhooks(commands: Commands) -> None:
+    webhooks = _client(commands, "webhooks", "list webhooks; add, test and look after them")
+    actions = webhooks.add_subparsers(dest="action", metavar="ACTION", help="without one: list")
+    _action(actions, "list", "all webhooks (what no action means)")
+    add = _action(actions, "add", "tell an address what happens; prints the secret, once")
+    add.add_argument("address", metavar="URL")
+    add.add_argument("--type", action="append", metavar="TYPE", help="a type of event, such as job.failed; repeat")
+    add.add_argument("--description")
+    for name, words in (
+        ("remove", "remove a webhook"),
+        ("rotate", "give it a new secret, printed once; the old one signs for a day as well"),
+        ("test", "send it a message that says nothing, and tell whether it arrived"),
+        ("enable", "tell it things again"),
+        ("disable", "tell it nothing for now"),
+        ("deliveries", "what it was told, newest first"),
+        ("redeliver", "send it messages again"),
+    ):
+        action = _action(actions, name, words)
+        action.add_argument("id", metavar="WEBHOOK")
+        if name == "deliveries":
+            action.add_argument("--state", choices=("waiting", "delivered", "failed"))
+            action.add_argument("--limit", type=_count, default=20)
+        if name == "redeliver":
+            action.add_argument("deliveries", nargs="+", metavar="DELIVERY")
 
 
 def _action(actions: Commands, name: str, words: str) -> argparse.ArgumentParser:

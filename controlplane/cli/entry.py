@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from controlplane.cli import commands, demo, pod, pods, projects, server, workflows
+from controlplane.cli import commands, demo, pod, pods, projects, server, webhooks, workflows
 from controlplane.cli.arguments import build_parser
 from controlplane.cli.stopping import Stopped, until_stopped
 from controlplane.client import RequestFailed, Unreachable
@@ -31,6 +31,7 @@ RUNNERS = {
     "pods": pods.run,
     "pause": projects.pause,
     "resume": projects.resume,
+    "webhooks": webhooks.run,
     "workflows": workflows.run,
 }
 
