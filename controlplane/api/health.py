@@ -47,7 +47,7 @@ async def metrics(request: web.Request) -> web.Response:
     numbers = await services(request).overview.numbers()
     sender = services(request).sender
     waiting = await sender.waiting()
-    text = exposition(request.app[METRICS], numbers.jobs, numbers.pods, waiting, sender.counts)
+    text = exposition(request.app[METRICS], numbers.jobs, numbers.ended, numbers.pods, waiting, sender.counts)
     return web.Response(body=text.encode(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
 
 

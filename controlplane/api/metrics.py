@@ -46,11 +46,19 @@ class RequestMetrics:
 
 
 def exposition(
-    requests: RequestMetrics, jobs: Mapping[str, int], pods: Mapping[str, int], deliveries: int, sent: Mapping[str, int]
+    requests: RequestMetrics,
+    jobs: Mapping[str, int],
+    ended: Mapping[str, int],
+    pods: Mapping[str, int],
+    deliveries: int,
+    sent: Mapping[str, int],
 ) -> str:
     """The whole page, in Prometheus' text format 0.0.4; ``deliveries`` wait, ``sent`` are attempts by outcome."""
-    lines = [*requests.lines(), *_header("troupe_jobs", "gauge", "Jobs by status.")]
+    lines = [*requests.lines(), *_header("troupe_jobs", "gauge", "Jobs that are not over, by status.")]
     lines += [_line("troupe_jobs", {"status": status}, count) for status, count in sorted(jobs.items())]
+    name = "troupe_jobs_ended_total"
+    lines += _header(name, "counter", "Jobs that this process brought to their end, by status.")
+    lines += [_line(name, {"status": status}, count) for status, count in sorted(ended.items())]
     lines += _header("troupe_pods", "gauge", "Pods by state.")
     lines += [_line("troupe_pods", {"state": state}, count) for state, count in sorted(pods.items())]
     lines += _header("troupe_webhook_deliveries_waiting", "gauge", "Webhook deliveries that wait for their next try.")

@@ -6,17 +6,23 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, cast
 
-from sqlalchemy import Connection, and_, delete, func, insert, or_, select, update
+from sqlalchemy import Connection, Select, and_, delete, func, insert, literal_column, select, true, update
 from sqlalchemy.engine import RowMapping
 
 from controlplane.db import tables
+from controlplane.db.rows import merged, newest_first
 from controlplane.domain.assets import Asset
 from controlplane.domain.jobs import FINAL
 from controlplane.domain.pages import Position
 
 _assets = tables.assets
+_characters = tables.characters
 _jobs = tables.jobs
 
+# In literals, as the partial indexes have it.
+_STORED = _assets.c.status == literal_column("'stored'")
+_UNSETTLED = _assets.c.status != literal_column("'stored'")
+_FAVOURITE = _assets.c.favourite == true()
 LISTED_KINDS = ("image", "video")
 
 
@@ -43,16 +49,21 @@ def get_locked(c: Connection, project_id: str, asset_id: str) -> Asset | None:
 
 def page(c: Connection, project_id: str, filters: Mapping[str, Any], after: Position | None, limit: int) -> list[Asset]:
     """Stored assets whose columns equal ``filters``, newest first; pictures and videos unless a kind is asked for."""
-    query = select(_assets).where(_assets.c.project_id == project_id, _assets.c.status == "stored")
-    if "kind" not in filters:
-        query = query.where(_assets.c.kind.in_(LISTED_KINDS))
-    for name, value in filters.items():
+    query = select(_assets).where(_assets.c.project_id == project_id)
+    rest = {name: value for name, value in filters.items() if name != "kind"}
+    if rest.get("favourite"):
+        query = query.where(_FAVOURITE)
+        del rest["favourite"]
+    for name, value in rest.items():
         query = query.where(_assets.c[name] == value)
-    if after is not None:
-        same = and_(_assets.c.created_at == after.created_at, _assets.c.id < after.id)
-        query = query.where(or_(_assets.c.created_at < after.created_at, same))
-    query = query.order_by(_assets.c.created_at.desc(), _assets.c.id.desc()).limit(limit)
-    return [_asset(row) for row in c.execute(query).mappings()]
+    kinds = (filters["kind"],) if "kind" in filters else LISTED_KINDS
+    if filters.get("favourite") or "job_id" in filters:
+        few = query.where(_assets.c.status == "stored", _assets.c.kind.in_(kinds))
+        return _all(c, newest_first(few, _assets, after, limit))
+    # One stretch of an index for each kind, and the newest of all of them.
+    stretches = (newest_first(query.where(_STORED, _assets.c.kind == kind), _assets, after, limit) for kind in kinds)
+    found = (_all(c, stretch) for stretch in stretches)
+    return merged(found, limit, lambda asset: (asset.created_at, asset.id))
 
 
 def of_jobs(c: Connection, project_id: str, job_ids: Sequence[str]) -> list[Asset]:
@@ -115,20 +126,25 @@ def counts(c: Connection, project_id: str, character_ids: Sequence[str]) -> dict
 
 
 def newest_of(c: Connection, project_id: str, character_ids: Sequence[str], kind: str) -> dict[str, Asset]:
-    """The newest stored asset of a kind for each of some characters that has one."""
-    mine = and_(
-        _assets.c.project_id == project_id,
-        _assets.c.character_id.in_(character_ids),
-        _assets.c.status == "stored",
-        _assets.c.kind == kind,
+    """The newest stored asset of a kind for each of some characters that has one; of one moment's the first."""
+    newest = _assets.alias("newest")
+    theirs = (newest.c.project_id == _characters.c.project_id, newest.c.character_id == _characters.c.id)
+    moment = (
+        select(func.max(newest.c.created_at))
+        .where(*theirs, newest.c.kind == kind, newest.c.status == "stored")
+        .scalar_subquery()
     )
-    newest_first = func.row_number().over(
-        partition_by=_assets.c.character_id, order_by=(_assets.c.created_at.desc(), _assets.c.position.asc())
+    mine = (_assets.c.project_id == _characters.c.project_id, _assets.c.character_id == _characters.c.id)
+    query = (
+        select(_assets)
+        .select_from(_characters)
+        .join(
+            _assets, and_(*mine, _assets.c.kind == kind, _assets.c.status == "stored", _assets.c.created_at == moment)
+        )
+        .where(_characters.c.project_id == project_id, _characters.c.id.in_(character_ids))
+        .order_by(_assets.c.position.desc())
     )
-    ranked = select(_assets.c.id, newest_first.label("rank")).where(mine).subquery()
-    query = select(_assets).join(ranked, ranked.c.id == _assets.c.id).where(ranked.c.rank == 1)
-    found = (_asset(row) for row in c.execute(query).mappings())
-    return {cast(str, asset.character_id): asset for asset in found}
+    return {cast(str, asset.character_id): asset for asset in _all(c, query)}
 
 
 def mark_deleted(c: Connection, project_id: str, asset_ids: Sequence[str]) -> None:
@@ -146,15 +162,14 @@ def mark_character_deleted(c: Connection, project_id: str, character_id: str) ->
 
 def abandon_pending(c: Connection, created_before: float) -> None:
     """Mark the tickets of jobs that ended without them as deleted."""
-    ended = select(_jobs.c.id).where(_jobs.c.status.in_(FINAL))
-    where = and_(_assets.c.status == "pending", _assets.c.created_at < created_before, _assets.c.job_id.in_(ended))
-    c.execute(update(_assets).where(where).values(status="deleted"))
+    ended = select(_jobs.c.id).where(_jobs.c.id == _assets.c.job_id, _jobs.c.status.in_(FINAL)).exists()
+    pending = and_(_UNSETTLED, _assets.c.status == "pending", _assets.c.created_at < created_before)
+    c.execute(update(_assets).where(pending, ended).values(status="deleted"))
 
 
 def deleted(c: Connection, limit: int) -> list[Asset]:
     """Assets whose blobs are still to be deleted, of every project."""
-    query = select(_assets).where(_assets.c.status == "deleted").limit(limit)
-    return [_asset(row) for row in c.execute(query).mappings()]
+    return _all(c, select(_assets).where(_UNSETTLED, _assets.c.status == "deleted").limit(limit))
 
 
 def remove(c: Connection, asset_ids: Sequence[str]) -> None:
@@ -164,6 +179,10 @@ def remove(c: Connection, asset_ids: Sequence[str]) -> None:
 
 def _is(project_id: str, asset_id: str) -> Any:
     return and_(_assets.c.project_id == project_id, _assets.c.id == asset_id)
+
+
+def _all(c: Connection, query: Select[Any]) -> list[Asset]:
+    return [_asset(row) for row in c.execute(query).mappings()]
 
 
 def _asset(row: RowMapping) -> Asset:

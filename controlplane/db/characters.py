@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any, cast
 
-from sqlalchemy import Connection, and_, bindparam, delete, func, insert, or_, select, update
+from sqlalchemy import Connection, and_, bindparam, delete, func, insert, select, update
 from sqlalchemy.engine import RowMapping
 
 from controlplane.db import tables
+from controlplane.db.rows import newest_first
 from controlplane.domain.characters import Character, Consent, Version
 from controlplane.domain.jobs import FINAL
 from controlplane.domain.pages import Position
@@ -60,12 +61,7 @@ def lock_names(c: Connection, project_id: str) -> None:
 def page(c: Connection, project_id: str, after: Position | None, limit: int) -> list[Character]:
     """Characters, newest first, behind a position."""
     query = select(_characters).where(_characters.c.project_id == project_id)
-    if after is not None:
-        older = _characters.c.created_at < after.created_at
-        same = and_(_characters.c.created_at == after.created_at, _characters.c.id < after.id)
-        query = query.where(or_(older, same))
-    query = query.order_by(_characters.c.created_at.desc(), _characters.c.id.desc()).limit(limit)
-    return [_character(row) for row in c.execute(query).mappings()]
+    return [_character(row) for row in c.execute(newest_first(query, _characters, after, limit)).mappings()]
 
 
 def is_taken(c: Connection, project_id: str, slug: str) -> bool:
@@ -73,10 +69,21 @@ def is_taken(c: Connection, project_id: str, slug: str) -> bool:
     return c.execute(select(_characters.c.id).where(_is(project_id, slug))).first() is not None
 
 
-def triggers(c: Connection, project_id: str) -> frozenset[str]:
-    """Every trigger word of the project."""
-    query = select(_characters.c.trigger_word).where(_characters.c.project_id == project_id)
-    return frozenset(c.execute(query).scalars())
+@dataclass(frozen=True)
+class Triggers:
+    """The trigger words of a project's characters; each is looked up, as there may be a hundred thousand."""
+
+    connection: Connection
+    project_id: str
+
+    def __contains__(self, word: object) -> bool:
+        taken = and_(_characters.c.project_id == self.project_id, _characters.c.trigger_word == word)
+        return self.connection.execute(select(_characters.c.id).where(taken).limit(1)).first() is not None
+
+
+def triggers(c: Connection, project_id: str) -> Triggers:
+    """Every trigger word of the project, for as long as the transaction goes on."""
+    return Triggers(c, project_id)
 
 
 def change(c: Connection, project_id: str, character_id: str, values: Mapping[str, Any], now: float) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
@@ -58,7 +60,10 @@ class Database:
         self.engine: Engine = sqlite.make_engine(url) if self.is_sqlite else _make_postgresql_engine(url)
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="db-read")
         self._writers = ThreadPoolExecutor(WRITERS, thread_name_prefix="db-write")
-        self._group = GroupCommit(self.engine) if self.is_sqlite else None
+        self._group = GroupCommit(self.engine, self._count) if self.is_sqlite else None
+        self._counting = threading.Lock()
+        self.told: Counter[str] = Counter()
+        """How many events of each type this process has written, since it opened the database."""
 
     async def read(self, fn: Callable[..., T], *args: Any) -> T:
         """Run ``fn(connection, *args)`` on a read-only transaction. DatabaseAway."""
@@ -154,6 +159,7 @@ class Database:
                 connection.rollback()
                 raise
             self._commit(connection)
+            self._count(events.types_of(connection))
             try:
                 failpoints.reach(f"{name_of(fn)} after commit")
             except failpoints.Cut:
@@ -169,6 +175,10 @@ class Database:
             if isinstance(told, CommitUnknown):
                 raise told from error
             raise
+
+    def _count(self, types: Iterable[str]) -> None:
+        with self._counting:
+            self.told.update(types)
 
     async def close(self) -> None:
         """Wait for running transactions and close every connection."""

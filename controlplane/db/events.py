@@ -44,6 +44,11 @@ def begin(c: Connection) -> None:
     c.info[_IN_ORDER] = False
 
 
+def types_of(c: Connection) -> list[str]:
+    """The types of the events of this transaction, for whoever counts them once it is committed."""
+    return [row[3] for row in c.info[_WAITING]]
+
+
 def commit_in_order(c: Connection) -> None:
     """Let this transaction take its place among those that write events, though it may write none.
 

@@ -35,6 +35,8 @@ class _Asked:
     loop: asyncio.AbstractEventLoop
     future: asyncio.Future[Any]
     result: Any = None
+    told: Sequence[str] = ()
+    """The types of its events."""
     error: BaseException | None = None
 
     def tell(self) -> None:
@@ -54,8 +56,10 @@ class GroupCommit:
     takes nothing of the others with it. Callers resume only after the COMMIT; one that fails fails for the whole batch.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, committed: Callable[[Iterable[str]], None]) -> None:
+        """``committed`` hears of the types of the events of every transaction that was committed."""
         self._engine = engine
+        self._committed = committed
         self._queue: SimpleQueue[_Asked | None] = SimpleQueue()
         self._again: deque[_Asked] = deque()
         self._thread: threading.Thread | None = None
@@ -176,6 +180,7 @@ class GroupCommit:
                 one.error = of_commit(error)
             return
         for one in good:
+            self._committed(one.told)
             try:
                 failpoints.reach(f"{name_of(one.fn)} after commit")
             except failpoints.Cut:
@@ -195,6 +200,7 @@ def _run(c: Connection, asked: _Asked) -> None:
     try:
         asked.result = asked.fn(c, *asked.args)
         events.write_waiting(c)
+        asked.told = events.types_of(c)
     except DBAPIError as error:
         asked.error = of_statement(error)
     except BaseException as error:

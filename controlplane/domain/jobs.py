@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 JobKind = Literal["image", "video", "train"]
+KINDS: tuple[JobKind, ...] = ("image", "video", "train")
 
 QUEUED = "queued"
 CLAIMED = "claimed"
@@ -27,10 +28,13 @@ NEXT: Mapping[str, frozenset[str]] = {
     # queued -> failed: the deadline passed and no pod could do it.
     QUEUED: frozenset({CLAIMED, FAILED, CANCELLED}),
     # back to queued: the attempt is proven lost and another one is due.
-    CLAIMED: frozenset({QUEUED, SUBMITTED, SUBMIT_UNKNOWN, RUNNING, COLLECTING, FAILED, CANCELLING, CANCELLED}),
-    SUBMITTED: frozenset({QUEUED, RUNNING, COLLECTING, FAILED, CANCELLING, CANCELLED}),
-    SUBMIT_UNKNOWN: frozenset({QUEUED, SUBMITTED, RUNNING, COLLECTING, FAILED, CANCELLING, CANCELLED}),
-    RUNNING: frozenset({QUEUED, COLLECTING, FAILED, CANCELLING, CANCELLED}),
+    # succeeded from any of them: what is over within a moment is written with its outcome.
+    CLAIMED: frozenset(
+        {QUEUED, SUBMITTED, SUBMIT_UNKNOWN, RUNNING, COLLECTING, SUCCEEDED, FAILED, CANCELLING, CANCELLED}
+    ),
+    SUBMITTED: frozenset({QUEUED, RUNNING, COLLECTING, SUCCEEDED, FAILED, CANCELLING, CANCELLED}),
+    SUBMIT_UNKNOWN: frozenset({QUEUED, SUBMITTED, RUNNING, COLLECTING, SUCCEEDED, FAILED, CANCELLING, CANCELLED}),
+    RUNNING: frozenset({QUEUED, COLLECTING, SUCCEEDED, FAILED, CANCELLING, CANCELLED}),
     COLLECTING: frozenset({QUEUED, SUCCEEDED, FAILED, CANCELLING, CANCELLED}),
     CANCELLING: frozenset({CANCELLED, FAILED}),
     SUCCEEDED: frozenset(),
@@ -42,7 +46,6 @@ ATTEMPT_LIVE = frozenset({"created", "submitted", "running"})
 """Attempts that have a place on their pod."""
 ATTEMPT_OPEN = ATTEMPT_LIVE | {COLLECTING}
 """The same and those whose files are still on their way: the pod's GPU is somebody else's by then."""
-"""States of an attempt that occupies its pod."""
 
 EMPTY_PROGRESS: Mapping[str, Any] = {
     "phase": QUEUED,

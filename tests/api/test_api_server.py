@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from controlplane.api.auth import UnsafeHost
 from controlplane.app import build_app
 from controlplane.settings import Settings
 
+from .api_seed import ready_character
 from .api_server import Api
 
 
@@ -29,6 +31,24 @@ async def test_metrics_count_requests_by_route_pattern(api: Api, pod: dict[str, 
     text = (await api.get("/metrics")).data.decode()
     assert 'troupe_http_requests_total{method="GET",route="/jobs/{job_id}",status="404"}' in text
     assert 'troupe_pods{state="ready"} 1' in text
+
+
+async def test_metrics_count_jobs_while_they_wait_and_when_they_end(api: Api, pod: dict[str, Any]) -> None:
+    character = await ready_character(api.server)
+
+    async def numbers() -> tuple[int, int]:
+        text = (await api.get("/metrics")).data.decode()
+        waiting = re.search(r'troupe_jobs\{status="queued"\} (\d+)', text)
+        ended = re.search(r'troupe_jobs_ended_total\{status="cancelled"\} (\d+)', text)
+        assert waiting and ended
+        return int(waiting[1]), int(ended[1])
+
+    before = await numbers()
+    accepted = await api.post("/generate-image", json={"prompt": "a horse", "character_id": character.id})
+    while_waiting = await numbers()
+    await api.call("DELETE", f"/jobs/{accepted.body['job']['id']}")
+    assert while_waiting == (before[0] + 1, before[1])
+    assert await numbers() == (before[0], before[1] + 1)
 
 
 async def test_an_unknown_address_is_a_problem_document(api: Api) -> None:

@@ -246,7 +246,7 @@ def test_names_that_differ_in_case_only_are_two(db: Database) -> None:
 
 def test_a_moment_and_long_numbers_are_kept_exactly(db: Database) -> None:
     stored = job(1763689999.123456, seed=2**53 - 1)
-    db.write_sync(job_rows.add, PROJECT, stored)
+    stored = db.write_sync(job_rows.add, PROJECT, stored)
     assert db.read_sync(job_rows.get, PROJECT, stored.id) == stored
 
 
