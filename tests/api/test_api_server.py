@@ -40,7 +40,8 @@ async def test_metrics_count_jobs_while_they_wait_and_when_they_end(api: Api, po
         text = (await api.get("/metrics")).data.decode()
         waiting = re.search(r'troupe_jobs\{status="queued"\} (\d+)', text)
         ended = re.search(r'troupe_jobs_ended_total\{status="cancelled"\} (\d+)', text)
-        assert waiting and ended
+        assert waiting
+        assert ended
         return int(waiting[1]), int(ended[1])
 
     before = await numbers()
