@@ -136,7 +136,15 @@ def _show_secret(console: Console, options: argparse.Namespace, made: Json) -> i
 def _show_deliveries(console: Console, items: list[Json]) -> None:
     columns = ("id", "state", "type", "tries", "answer", "next", "made")
     rows = [
-        (one["id"], one["state"], one["type"], len(one["attempts"]), _last(one), one["next_at"] or "", one["created_at"])
+        (
+            one["id"],
+            one["state"],
+            one["type"],
+            len(one["attempts"]),
+            _last(one),
+            one["next_at"] or "",
+            one["created_at"],
+        )
         for one in items
     ]
     show.table(console, columns, rows)
