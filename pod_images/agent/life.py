@@ -161,11 +161,15 @@ class Agent:
             self._drain(cut_off=False)
 
     async def _finished_without_contact(self) -> bool:
-        """Lets the running job finish, up to its deadline. False where the control plane came back meanwhile."""
+        """Lets the running job finish and hand over, up to its deadline. False where the control plane came back."""
         deadline = time.monotonic() + self._options.job_deadline_seconds
-        while self._dead_man.expired() and await self._keeper.busy() and time.monotonic() < deadline:  # noqa: ASYNC110
+        while self._dead_man.expired() and await self._at_work() and time.monotonic() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(POLL_SECONDS)
         return self._dead_man.expired()
+
+    async def _at_work(self) -> bool:
+        """Whether a prompt runs, or a file that one made is on its way to the store."""
+        return await self._keeper.busy() or await self._keeper.handing_over()
 
     async def _end_pod(self) -> int:
         place = self._options.on_runpod

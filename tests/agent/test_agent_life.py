@@ -191,6 +191,24 @@ async def test_sigterm_finishes_what_runs_gives_back_what_waits_and_takes_no_mor
     assert (await agent.ended(), is_alive(pid)) == (0, False)
 
 
+async def test_sigterm_waits_for_files_that_are_on_their_way(start: Launch) -> None:
+    agent = await start()
+    await agent.finished(await agent.submit("FakePromise", seconds=2))
+    began = time.monotonic()
+    agent.process.send_signal(signal.SIGTERM)
+    assert (await agent.ended(), time.monotonic() - began > 1.5) == (0, True)
+
+
+async def test_too_much_memory_is_no_reason_to_restart_while_files_are_on_their_way(start: Launch) -> None:
+    agent = await start("--memory-limit", str(1 << 40))
+    for prompt_id in (await agent.submit("FakePromise", seconds=3), await agent.submit("FakeFat", seconds=0)):
+        await agent.finished(prompt_id)
+        assert (await agent.call("POST", "/history", {"delete": [prompt_id]}))[0] == 200
+    await asyncio.sleep(1.5)
+    restarts = (await agent.call("GET", "/troupe/agent"))[1]["restarts"]
+    assert restarts == []
+
+
 async def test_a_second_sigterm_ends_the_agent_and_its_comfyui_at_once(start: Launch) -> None:
     agent = await start()
     await agent.submit("FakeSleep", seconds=600)

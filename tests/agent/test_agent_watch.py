@@ -121,6 +121,7 @@ def test_a_dead_device_gives_a_running_prompt_ten_seconds() -> None:
         (Snapshot(0.0, WorkerState(rss_bytes=1000)), None),
         (Snapshot(0.0, WorkerState(rss_bytes=1001, prompt_id="p", beat_age_seconds=0), running=("p",)), None),
         (Snapshot(0.0, WorkerState(rss_bytes=1001), pending=("p",)), None),
+        (Snapshot(0.0, WorkerState(rss_bytes=1001, uploads_pending=1)), None),
     ],
 )
 def test_memory_past_the_limit_counts_only_while_idle(look: Snapshot, expected: str | None) -> None:

@@ -18,7 +18,7 @@ from aiohttp import web
 
 CLASSES = (
     "EmptyImage", "PreviewImage", "FakeSleep", "FakeSilent", "FakeLoader", "FakeZombie", "FakeExit", "FakeDevice",
-    "FakeFat", "FakeDeliver", "FakeFrames",
+    "FakeFat", "FakeDeliver", "FakeFrames", "FakePromise",
 )  # fmt: skip
 
 
@@ -36,6 +36,7 @@ class Fake:
         self.started = 0.0
         self.device_error: str | None = None
         self.rss = 1 << 20
+        self.promised_until = 0.0
 
     async def work(self) -> None:
         while True:
@@ -65,6 +66,8 @@ class Fake:
     async def execute(self, name: str, inputs: dict[str, Any], client_id: str) -> str | None:
         if name == "FakeFat":
             self.rss = 1 << 60
+        if name == "FakePromise":
+            self.promised_until = time.monotonic() + inputs["seconds"]
         if name in ("FakeSleep", "FakeFat"):
             until = time.monotonic() + inputs["seconds"]
             while time.monotonic() < until:
@@ -166,6 +169,7 @@ class Fake:
             "seconds_per_step": None,
             "node_pack_digest": "ab" * 32,
             "trainers": ["sketch"], "trainer_obstacles": {"kohya": "SD_SCRIPTS_DIR is not set"},
+            "uploads_pending": int(now < self.promised_until),
             "loras": ["cd" * 32], "device_error": self.device_error, "rss_bytes": self.rss,
             "vram_bytes": 24 << 30, "vram_free_bytes": 20 << 30, "gpu": "Fake 4090",
         }  # fmt: skip
