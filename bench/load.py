@@ -14,7 +14,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -83,24 +83,44 @@ class Site:
         return found
 
 
+@dataclass(frozen=True)
+class Store:
+    """Where a control plane keeps its rows: the URL (empty: SQLite in its data folder), and the server's process."""
+
+    url: str
+    pid: int | None = None
+
+
+@contextlib.contextmanager
+def store(database: str, folder: Path) -> Iterator[Store]:
+    """``sqlite``, ``postgresql`` (a server of its own) or a URL, until the block ends."""
+    if database != "postgresql":
+        yield Store("" if database == "sqlite" else database)
+        return
+    with postgresql(folder) as started:
+        yield Store(started.url, started.pid)
+
+
 @contextlib.asynccontextmanager
-async def site(options: argparse.Namespace, folder: Path) -> AsyncIterator[Site]:
-    """Everything that a run needs, until the block ends."""
+async def serving(options: argparse.Namespace, folder: Path, kept: Store) -> AsyncIterator[Site]:
+    """A control plane on ``folder`` and its pods, until the block ends."""
     # Enough hands for every pod and the prompts that wait on it.
     environment = {"TROUPE_MAX_RUNNING_JOBS": str(max(64, 4 * options.pods))}
     how = ["--run-seconds", str(options.run_seconds), "--steps", str(options.steps)]
     how += ["--hand-over", options.hand_over, "--connections", options.connections]
     async with contextlib.AsyncExitStack() as stack:
-        server_pid, url = None, options.database
-        if options.database == "sqlite":
-            url = ""
-        elif options.database == "postgresql":
-            started = stack.enter_context(postgresql(folder))
-            server_pid, url = started.pid, started.url
-        (folder / "data").mkdir()
-        server = await stack.enter_async_context(control_plane(folder / "data", url, environment))
+        (folder / "data").mkdir(exist_ok=True)
+        server = await stack.enter_async_context(control_plane(folder / "data", kept.url, environment))
         pods = await stack.enter_async_context(simulated_pods(server.url, options.pods, folder, *how))
-        yield Site(server, pods, server_pid)
+        yield Site(server, pods, kept.pid)
+
+
+@contextlib.asynccontextmanager
+async def site(options: argparse.Namespace, folder: Path) -> AsyncIterator[Site]:
+    """Everything that a run needs, until the block ends."""
+    with store(options.database, folder) as kept:
+        async with serving(options, folder, kept) as place:
+            yield place
 
 
 async def drive(place: Site, options: argparse.Namespace) -> Result:
