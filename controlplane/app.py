@@ -41,6 +41,7 @@ from controlplane.services.assets import Assets
 from controlplane.services.characters import Characters
 from controlplane.services.event_pruning import EventPruning
 from controlplane.services.event_streams import Events
+from controlplane.services.event_tail import Tail
 from controlplane.services.events import Hints
 from controlplane.services.generation import Generation
 from controlplane.services.idempotency import Repeats
@@ -164,7 +165,8 @@ def _parts(settings: Settings, secrets: Secrets) -> Parts:
     db = Database(settings.effective_database_url)
     store = LocalStore(settings.data / "files", settings.effective_files_url, secrets.signing_key, clock)
     launcher, books = _launcher(settings), RentalBooks(db, clock, settings)
-    jobs = Jobs(db, clock, hints, on_cancelled={"train": training_hooks.on_cancelled})
+    tail = Tail(db, hints, settings.poll_seconds)
+    jobs = Jobs(db, clock, hints, on_cancelled={"train": training_hooks.on_cancelled}, tail=tail)
     training = Training(db, store, catalog, settings)
     characters = Characters(db, store, clock, settings, catalog, jobs, training, hints)
     views = Views(store, settings.file_url_seconds)
@@ -182,7 +184,7 @@ def _parts(settings: Settings, secrets: Secrets) -> Parts:
         rentals=Rentals(db, clock, hints, settings, books, secrets.join_token, launcher),
         reconciler=Reconciler(db, clock, hints, settings, books, launcher),
         assets=Assets(db, store, clock, settings),
-        events=Events(db, hints, settings.poll_seconds),
+        events=Events(db, hints, settings.poll_seconds, tail),
         overview=Overview(db),
         workflows=Workflows(db, settings, catalog, ComfyNodeFacts()),
         projects=Projects(db, clock, hints),

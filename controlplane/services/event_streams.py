@@ -119,9 +119,10 @@ class EventStream:
 class Events:
     """Live streams over the event log."""
 
-    def __init__(self, db: Database, hints: Hints, poll_seconds: float = 1.0) -> None:
+    def __init__(self, db: Database, hints: Hints, poll_seconds: float = 1.0, tail: Tail | None = None) -> None:
+        """``tail`` is shared with whoever else listens in this process."""
         self._db = db
-        self._tail = Tail(db, hints, poll_seconds)
+        self._tail = tail if tail is not None else Tail(db, hints, poll_seconds)
 
     async def open(self, wanted: Wanted, after: int | None = None) -> EventStream:
         """A stream of what is wanted, behind the event ``after``; close it.

@@ -18,8 +18,10 @@ from controlplane.services.events import Hints
 log = logging.getLogger("troupe.events")
 
 PAGE = 500
-PAUSE_SECONDS = 0.02
-"""Between two looks, however many hints come: the first event of a quiet log arrives at once, a flood in bundles."""
+PAUSE_SECONDS_EACH = 0.001
+SHORTEST_PAUSE_SECONDS = 0.002
+LONGEST_PAUSE_SECONDS = 0.02
+"""Between two looks, the longer the more events the last one showed: few arrive at once, a flood in bundles."""
 TROUBLE_SECONDS = 1.0
 ROOM = 1000
 """Events that a reader may be behind before it is cut off."""
@@ -81,7 +83,7 @@ class Reader:
 class Tail:
     """Reads what is new in the log, one query per wake however many listen, and none while nobody does."""
 
-    def __init__(self, db: Database, hints: Hints, poll_seconds: float) -> None:
+    def __init__(self, db: Database, hints: Hints, poll_seconds: float = 1.0) -> None:
         self._db = db
         self._hints = hints
         self._poll_seconds = poll_seconds
@@ -127,7 +129,8 @@ class Tail:
         self._hand_out(page)
         if len(page) < PAGE:
             await self._hints.wait(Hints.EVENTS, seen, self._poll_seconds)
-            await asyncio.sleep(max(0.0, begun + PAUSE_SECONDS - time.monotonic()))
+            pause = min(max(SHORTEST_PAUSE_SECONDS, PAUSE_SECONDS_EACH * len(page)), LONGEST_PAUSE_SECONDS)
+            await asyncio.sleep(max(0.0, begun + pause - time.monotonic()))
 
     def _hand_out(self, page: Iterable[Event]) -> None:
         for event in page:

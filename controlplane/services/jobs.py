@@ -24,8 +24,12 @@ from controlplane.domain.pods import Choice
 from controlplane.domain.projects import Project, pause_words
 from controlplane.errors import Conflict, NotFound, Unprocessable
 from controlplane.ports import Clock
+from controlplane.services.event_tail import Tail, Wanted
 from controlplane.services.events import Hints, append_of_job
 from controlplane.settings import Settings
+
+LOOK_SECONDS = 5.0
+"""Whoever waits for a job looks at it so often, should its last event never be heard."""
 
 Ending = Callable[[Connection, Job, Mapping[str, Any] | None, float], None]
 """``(connection, job, error, now)``: what a kind does in the transaction in which its job failed or was cancelled."""
@@ -61,11 +65,13 @@ class Jobs:
         hints: Hints,
         on_cancelled: Mapping[str, Ending] | None = None,
         explain: Explanation | None = None,
+        tail: Tail | None = None,
     ) -> None:
         self._explain = explain
         self._db = db
         self._clock = clock
         self._hints = hints
+        self._tail = tail if tail is not None else Tail(db, hints)
         self._on_cancelled: Mapping[str, Ending] = {} if on_cancelled is None else on_cancelled
 
     def insert(self, c: Connection, new: NewJob) -> Job:
@@ -115,13 +121,15 @@ class Jobs:
     async def wait(self, project_id: str, job_id: str, seconds: float) -> JobView:
         """The job once it is final, or as it is after so many seconds. NotFound where there is none."""
         end = time.monotonic() + seconds
-        while True:
-            seen = self._hints.count(Hints.EVENTS)
+        reader = await self._tail.join(Wanted(project_id, job_id, types=events.JOB_FINAL))
+        try:
             view = await self.get(project_id, job_id)
-            rest = end - time.monotonic()
-            if is_final(view.job.status) or rest <= 0:
-                return view
-            await self._hints.wait(Hints.EVENTS, seen, min(rest, 1.0))
+            while not is_final(view.job.status) and (rest := end - time.monotonic()) > 0:
+                await reader.take(min(rest, LOOK_SECONDS))
+                view = await self.get(project_id, job_id)
+            return view
+        finally:
+            self._tail.leave(reader)
 
     def _cancel(self, c: Connection, project_id: str, job_id: str) -> JobView:
         job = job_rows.get_locked(c, project_id, job_id) or _get(c, project_id, job_id)
