@@ -17,8 +17,10 @@ from sqlalchemy import create_engine, text
 
 from tests.chaos.clients import FINAL_EVENTS, Ledger
 from tests.chaos.nodes import colour_of
+from tests.chaos.receivers import TYPES, Receivers
 from tests.chaos.world import World
 
+TABLES = ("jobs", "attempts", "assets", "events", "idempotency_keys", "webhook_deliveries")
 FINAL = frozenset(FINAL_EVENTS.values())
 LIVE = frozenset({"created", "submitted", "running"})
 MOST_ATTEMPTS = 3
@@ -49,6 +51,7 @@ class Books:
     assets: list[Row]
     events: list[Row]
     keys: list[Row]
+    deliveries: list[Row]
 
     @classmethod
     def read(cls, url: str) -> Books:
@@ -56,16 +59,13 @@ class Books:
         try:
             with engine.connect() as c:
                 return cls(
-                    *(
-                        [dict(row) for row in c.execute(text(f"SELECT * FROM {table}")).mappings()]
-                        for table in ("jobs", "attempts", "assets", "events", "idempotency_keys")
-                    )
+                    *([dict(row) for row in c.execute(text(f"SELECT * FROM {table}")).mappings()] for table in TABLES)
                 )
         finally:
             engine.dispose()
 
 
-async def audited(world: World, ledger: Ledger) -> Findings:
+async def audited(world: World, ledger: Ledger, receivers: Receivers) -> Findings:
     """Hold the servers to what the clients were promised."""
     found, books = Findings(), await asyncio.to_thread(Books.read, world.database_url)
     _check_answers(found, books, ledger)
@@ -75,6 +75,7 @@ async def audited(world: World, ledger: Ledger) -> Findings:
     _check_assets(found, books, ledger)
     _check_store(found, books, world)
     _check_runs(found, books, world)
+    _check_webhooks(found, books, receivers)
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=20)) as session:
         await _check_api(found, books, ledger, world, session)
     return found
@@ -242,6 +243,34 @@ def _check_runs(found: Findings, books: Books, world: World) -> None:
     found.counts["runs on pods"] = sum(ran.values())
     found.counts["runs after a proven loss"] = again
     found.counts["runs that a repeating network caused"] = sum(times - 1 for times in ran.values())
+
+
+def _check_webhooks(found: Findings, books: Books, receivers: Receivers) -> None:
+    """Every event once for each endpoint that wants it, under one id of its own, signed, and arrived."""
+    wanted = [one for one in books.events if one["type"] in TYPES]
+    for receiver in receivers.receivers:
+        ours = [one for one in books.deliveries if one["webhook_id"] == receiver.webhook_id]
+        ids = {one["id"]: one["event_id"] for one in ours}
+        for event_id, times in Counter(ids.values()).items():
+            if times > 1:
+                found.wrong("webhook ids of one event", f"{receiver.name}: event {event_id} has {times}")
+        for event in wanted:
+            if event["id"] not in ids.values():
+                found.wrong("events without a webhook", f"{receiver.name}: {event['id']} {event['type']}")
+        arrived = {number for number, _ in receiver.arrived}
+        for number in sorted(set(ids) - arrived):
+            found.wrong("webhooks lost", f"{receiver.name}: {number} of event {ids[number]}")
+        for number in sorted(arrived - set(ids)):
+            found.wrong("webhooks of nobody", f"{receiver.name}: {number}")
+        bodies = {(number, json.dumps(body, sort_keys=True)) for number, body in receiver.arrived}
+        if len(bodies) != len(arrived):
+            found.wrong("webhooks that changed", f"{receiver.name}: {len(bodies)} messages under {len(arrived)} ids")
+        for one in receiver.forged:
+            found.wrong("webhooks with a bad signature", f"{receiver.name}: {one}")
+    found.counts["webhooks delivered"] = sum(len({one[0] for one in r.arrived}) for r in receivers.receivers)
+    found.counts["webhooks delivered again"] = sum(
+        len(r.arrived) - len({one[0] for one in r.arrived}) for r in receivers.receivers
+    )
 
 
 async def _check_api(

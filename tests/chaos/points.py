@@ -8,9 +8,10 @@ from typing import Literal
 
 KINDS = ("kill", "stall", "cut", "duplicate")
 
-Where = Literal["inside", "clients", "halls", "pods", "world"]
+Where = Literal["inside", "clients", "halls", "pods", "receivers", "world"]
 Prelude = Literal["", "pod dies", "server dies", "server ends", "cancel", "training", "stream"]
 
+WAYS = {"clients": "from clients", "halls": "from pods", "pods": "to pods", "receivers": "to webhooks"}
 ONE_COMMIT = "a transaction is committed once or not at all"
 A_STREAM = "repeating bytes of a connection makes another protocol"
 
@@ -20,7 +21,8 @@ class Point:
     """One place where something may fail.
 
     ``where``: ``inside`` a control plane (``name`` is its failpoint); on the way from ``clients``, from pods
-    (``halls``) or to ``pods`` (``name`` is a regular expression for its request); or the ``world`` at large.
+    (``halls``), to ``pods`` or to the ``receivers`` of webhooks (``name`` is a regular expression for its request); or
+    the ``world`` at large.
     ``after``: on the way, whether the other side has had the request by then.
     """
 
@@ -38,7 +40,9 @@ class Point:
     def title(self) -> str:
         if self.where in ("inside", "world"):
             return self.name
-        end = {"clients": "from clients", "halls": "from pods", "pods": "to pods"}[self.where]
+        end = {"clients": "from clients", "halls": "from pods", "pods": "to pods", "receivers": "to webhooks"}[
+            self.where
+        ]
         return f"{self.name.strip('^$')} {end}, {'answer' if self.after else 'request'}"
 
 
@@ -99,6 +103,14 @@ POINTS: tuple[Point, ...] = (
     *commit("register", "register", "pod dies"),
     *way("heartbeat", "^POST /pods/[^/]+/heartbeat$", "halls"),
     *commit("heartbeat", "heartbeat"),
+    Point("webhook", "webhook before send", "inside", ("kill", "stall", "cut"), {"duplicate": "webhook send"}),
+    Point("webhook", "webhook send", "inside", ("duplicate",),
+          {"kill": "before and after", "stall": "before and after", "cut": "before and after"}),
+    Point("webhook", "webhook after send", "inside", ("kill", "stall", "cut"), {"duplicate": "webhook send"}),
+    Point("webhook", "^POST /(steady|choosy)$", "receivers", ("stall", "cut", "duplicate"), {"kill": "not ours"}),
+    Point("webhook", "^POST /(steady|choosy)$", "receivers", ("cut",),
+          {"kill": "not ours", "stall": "as on its way there", "duplicate": "as on its way there"}, after=True),
+    *commit("webhook", "claim_deliveries"),
     *way("training", "^POST /characters$", "clients", "training"),
     *way("training", "^POST /pods/self/attempts/", "halls", "training"),
     Point("anywhere", "a control plane", "world", ("kill", "stall"), {"cut": "below", "duplicate": "it is a process"}),

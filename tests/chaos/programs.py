@@ -73,7 +73,8 @@ class Program:
             await asyncio.wait([ever], timeout=0.2)
         ever.cancel()
         if not self._up.is_set():
-            raise NotReady(f"{self.name} does not listen:\n{self.log.read_text(errors='replace')[-3000:]}")
+            told = f"{self.name} does not listen; {self.deaths - first} deaths meanwhile, pid {self.pid}"
+            raise NotReady(f"{told}:\n{self.log.read_text(errors='replace')[-3000:]}")
 
     async def stop(self) -> None:
         """End it for good, politely."""

@@ -37,6 +37,12 @@ CHECKS = (
     "files without an asset",
     "streams of one job",
     "the project's stream",
+    "webhook ids of one event",
+    "events without a webhook",
+    "webhooks lost",
+    "webhooks of nobody",
+    "webhooks that changed",
+    "webhooks with a bad signature",
     "API and database differ",
 )
 

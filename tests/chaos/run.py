@@ -10,6 +10,7 @@ from pathlib import Path
 from tests.chaos.audit import Findings, audited
 from tests.chaos.clients import Clients
 from tests.chaos.points import Prelude
+from tests.chaos.receivers import Receivers
 from tests.chaos.shape import Shape, Wishes
 from tests.chaos.strikes import Director, Tally
 from tests.chaos.world import SWEEP_SECONDS, World, pods_joined, world
@@ -43,18 +44,19 @@ async def chaos(shape: Shape, folder: Path) -> Outcome:
     async with world(shape, folder) as made:
         await pods_joined(made, len(made.pods))
         clients = Clients([door.url for door in made.doors], shape.seed)
-        async with clients.connected():
-            tally = await _struck(made, clients)
+        async with Receivers(shape.seed).open(made.doors[0].url) as receivers, clients.connected():
+            tally = await _struck(made, clients, receivers)
             await _settled(made, clients)
+            await receivers.settled(made.doors[0].url)
             await asyncio.sleep(shape.grace + 3 * SWEEP_SECONDS)
-            findings = await audited(made, clients.ledger)
+            findings = await audited(made, clients.ledger, receivers)
         deaths = {program.name: program.deaths for program in (*made.servers, *made.pods)}
         if made.database is not None:
             deaths["database server"] = made.database.deaths
         return Outcome(shape, findings, tally, time.monotonic() - began, deaths, made.seen())
 
 
-async def _struck(made: World, clients: Clients) -> Tally:
+async def _struck(made: World, clients: Clients, receivers: Receivers) -> Tally:
     """Ask for every job while every strike is made; ask for more where strikes are left."""
     shape, wishes = made.shape, Wishes(made.shape)
     wanted: set[asyncio.Task[None]] = set()
@@ -72,7 +74,7 @@ async def _struck(made: World, clients: Clients) -> Tally:
         elif prelude == "stream":
             want(training=False, streamed=True, cancel_after=None)
 
-    director = Director(made, ask)
+    director = Director(made, ask, receivers.faults)
     striking = asyncio.create_task(director.run())
     end = time.monotonic() + LONGEST_RUN_SECONDS
     while (wishes.made < shape.jobs or not striking.done()) and time.monotonic() < end:

@@ -42,10 +42,16 @@ class Tally:
 class Director:
     """Works through every strike of a run, a few at a time, in an order given by the seed."""
 
-    def __init__(self, world: World, ask: Ask) -> None:
+    def __init__(self, world: World, ask: Ask, receiver_faults: list[Fault]) -> None:
         self.tally = Tally()
         self._world = world
         self._ask = ask
+        self._faults = {
+            "clients": world.client_faults,
+            "halls": world.hall_faults,
+            "pods": world.pod_faults,
+            "receivers": receiver_faults,
+        }
         self._random = random.Random(f"strikes {world.shape.seed}")
         self._armed: dict[int, str] = {}
         self._numbers = 0
@@ -155,7 +161,7 @@ class Director:
 
     async def _strike_on_the_way(self, point: Point, kind: str) -> bool:
         world = self._world
-        faults = {"clients": world.client_faults, "halls": world.hall_faults, "pods": world.pod_faults}[point.where]
+        faults = self._faults[point.where]
         hit: list[Program] = []
 
         async def kill(link: Link) -> None:

@@ -136,7 +136,7 @@ async def _database(made: World, stack: contextlib.AsyncExitStack) -> dict[str, 
     await made.pipe.start()
     stack.push_async_callback(made.pipe.stop)
     # A replica that is stopped inside a transaction holds its locks for so long.
-    limit = "options=-c%20idle_in_transaction_session_timeout%3D3000"
+    limit = "options=-cidle_in_transaction_session_timeout%3D3000"
     return {"TROUPE_DATABASE_URL": made.database_url.replace(str(server.folder), str(sockets)) + f"&{limit}"}
 
 
@@ -156,6 +156,7 @@ def _servers(made: World, environment: dict[str, str]) -> list[Program]:
         "TROUPE_SUSPECT_AFTER_SECONDS": "4",
         "TROUPE_LOST_AFTER_SECONDS": "8",
         "TROUPE_STALL_SECONDS": "20",
+        "TROUPE_WEBHOOK_PRIVATE": "true",
         "TROUPE_SUBMIT_TIMEOUT_SECONDS": "5",
         "TROUPE_ASSET_GRACE_SECONDS": str(shape.grace),
         "TROUPE_ASSET_SWEEP_SECONDS": str(SWEEP_SECONDS),
