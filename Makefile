@@ -10,7 +10,7 @@ PYTEST_ARGS ?=
 # Where the tests are that can use a real ComfyUI.
 COMFYUI_TESTS := tests/contract tests/comfyui tests/comfy_nodes tests/agent tests/images tests/templates tests/workflows tests/e2e
 
-.PHONY: demo test test-comfyui lint types bench sketch-base install clean
+.PHONY: demo test test-comfyui lint types bench chaos sketch-base install clean
 .DEFAULT_GOAL := help
 
 help:
@@ -18,6 +18,7 @@ help:
 	@echo "make test         lint, types and every test"
 	@echo "make test-comfyui COMFYUI_DIR=DIR   the tests that need a real ComfyUI (and sd-scripts, where SD_SCRIPTS_DIR is set)"
 	@echo "make bench        measure the loop, identity and prompt following (minutes)"
+	@echo "make chaos        kill, stall and cut everything while 1,000 jobs run, and count (most of an hour); writes docs/reliability.md"
 	@echo "make sketch-base  rebuild the small base model from nothing (hours on 2 cores)"
 
 install: $(STAMP)
@@ -50,6 +51,10 @@ test-comfyui: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m bench $(BENCH_ARGS)
+
+# CHAOS_ARGS such as --jobs 200 --seed 7 --database sqlite; without PostgreSQL on the machine only --database sqlite runs.
+chaos: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos --write $(CHAOS_ARGS)
 
 sketch-base: $(STAMP)
 	$(BIN)/python -m sketch_base
