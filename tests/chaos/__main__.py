@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import dataclasses
 import sys
 import tempfile
 from pathlib import Path
 
-from tests.chaos import report
+from tests.chaos import page, report
 from tests.chaos.run import Outcome, chaos
-from tests.chaos.shape import Shape
+from tests.chaos.shape import PLANTED, Shape
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -24,36 +25,41 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--only", action="append", metavar="STEP|FAILPOINT[: KIND]", help="only these steps or failpoints; repeat"
     )
     parser.add_argument("--servers", type=int, default=0, help="control planes (1 on SQLite, 3 on PostgreSQL)")
-    parser.add_argument("--planted", default="", choices=("", "no claim check", "no key row"), help="a bug to find")
+    parser.add_argument("--planted", default="", choices=tuple(PLANTED), help="run a server with this bug instead")
     parser.add_argument("--folder", type=Path, help="keep everything here")
+    parser.add_argument("--write", action="store_true", help="find the planted bugs too, and write docs/reliability.md")
     return parser.parse_args(arguments)
 
 
 def main() -> int:
     options = parse()
-    databases = ("sqlite", "postgresql") if options.database == "both" else (options.database,)
-    outcomes: list[Outcome] = []
     with tempfile.TemporaryDirectory(prefix="troupe-chaos-") as scratch:
-        for database in databases:
-            shape = Shape(
-                database,
-                options.jobs,
-                options.seed,
-                options.times,
-                None if options.only is None else tuple(options.only),
-                servers=options.servers,
-                planted=options.planted,
-            )
-            outcomes.append(asyncio.run(chaos(shape, (options.folder or Path(scratch)) / database)))
-            show(outcomes[-1])
+        folder = options.folder or Path(scratch)
+        outcomes = [shown(shape, folder / shape.database) for shape in shapes(options)]
+        planted = {}
+        if options.write:
+            planted = {bug: asyncio.run(chaos(shape, folder / bug)) for bug, shape in PLANTED.items()}
+            page.write(outcomes, planted)
     print(report.counts(outcomes), report.violations(outcomes), sep="\n\n")
-    return 0 if all(one.is_good for one in outcomes) else 1
+    found = all(not one.is_good for one in planted.values())
+    return 0 if found and all(one.is_good and not report.uncovered(one) for one in outcomes) else 1
 
 
-def show(outcome: Outcome) -> None:
+def shapes(options: argparse.Namespace) -> list[Shape]:
+    """The runs that were asked for."""
+    if options.planted:
+        return [dataclasses.replace(PLANTED[options.planted], seed=options.seed)]
+    only = None if options.only is None else tuple(options.only)
+    databases = ("sqlite", "postgresql") if options.database == "both" else (options.database,)
+    return [Shape(one, options.jobs, options.seed, options.times, only, servers=options.servers) for one in databases]
+
+
+def shown(shape: Shape, folder: Path) -> Outcome:
+    """One run; what it found is printed."""
+    outcome = asyncio.run(chaos(shape, folder))
     print(report.coverage(outcome), report.stories([outcome]), report.details(outcome), sep="\n\n", flush=True)
-    for point, kind in outcome.tally.late:
-        print(f"never reached: {point.title}: {kind}")
+    print(*(f"not often enough: {one}" for one in report.uncovered(outcome)), sep="\n", flush=True)
+    return outcome
 
 
 if __name__ == "__main__":

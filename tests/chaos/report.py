@@ -93,6 +93,17 @@ def coverage(outcome: Outcome) -> str:
     return table(["step", "failpoint", *KINDS], rows)
 
 
+def uncovered(outcome: Outcome) -> list[str]:
+    """What did not fail as often as was asked for."""
+    shape = outcome.shape
+    return [
+        f"{point.title}: {kind} ({outcome.tally.fired[(point, kind)]})"
+        for point in points_of(shape.database)
+        for kind in point.kinds
+        if shape.wants(point.step, point.title, kind) and outcome.tally.fired[(point, kind)] < shape.times
+    ]
+
+
 def details(outcome: Outcome, most: int = 8) -> str:
     """The violations of a run, with their first examples."""
     lines = []

@@ -118,3 +118,15 @@ class Wishes:
             streamed=roll() < 0.15,
             waits=roll() < 0.1,
         )
+
+
+PLANTED = {
+    "no claim check": Shape(
+        "sqlite", jobs=24, seed=1, times=3, only=("a control plane: stall",), servers=3, planted="no claim check",
+        picture_pods=2, trainings=0, lanes=1, stall=4.0, grace=6.0, longest_job=2.5, long_share=0.8,
+    ),
+    "no key row": Shape(
+        "sqlite", jobs=20, seed=1, only=(), servers=2, planted="no key row", picture_pods=1, trainings=0, grace=1.0,
+    ),
+}  # fmt: skip
+"""Runs in which a server that lacks one safety cannot but show it."""

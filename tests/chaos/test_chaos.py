@@ -8,7 +8,7 @@ import pytest
 
 from tests.chaos.report import details
 from tests.chaos.run import chaos
-from tests.chaos.shape import Shape
+from tests.chaos.shape import PLANTED, Shape
 
 pytestmark = pytest.mark.slow
 
@@ -46,18 +46,8 @@ async def test_a_short_run_loses_nothing_and_does_nothing_twice(
     assert outcome.tally.late == []
 
 
-async def test_a_run_finds_a_server_without_claim_checks(tmp_path: Path) -> None:
-    shape = Shape(
-        "sqlite", jobs=24, seed=1, times=3, only=("a control plane: stall",), servers=3, planted="no claim check",
-        picture_pods=2, trainings=0, lanes=1, stall=4.0, grace=6.0, longest_job=2.5, long_share=0.8,
-    )  # fmt: skip
-    outcome = await chaos(shape, tmp_path)
-    assert "final events" in outcome.findings.violations
-
-
-async def test_a_run_finds_a_server_that_keeps_no_idempotency_keys(tmp_path: Path) -> None:
-    shape = Shape(
-        "sqlite", jobs=20, seed=1, only=(), servers=2, planted="no key row", picture_pods=1, trainings=0, grace=1.0
-    )
-    outcome = await chaos(shape, tmp_path)
-    assert "one key, several jobs" in outcome.findings.violations
+@pytest.mark.parametrize(
+    ("bug", "violation"), [("no claim check", "final events"), ("no key row", "one key, several jobs")]
+)
+async def test_a_run_finds_a_planted_bug(bug: str, violation: str, tmp_path: Path) -> None:
+    assert violation in (await chaos(PLANTED[bug], tmp_path)).findings.violations
