@@ -39,10 +39,15 @@ def authenticate_stream(request: web.Request) -> Principal:
 
 async def authenticate_pod(request: web.Request) -> Pod:
     """The pod whose key the request carries; Unauthorized where there is none."""
+    return await services(request).pods.authenticate(pod_key(request))
+
+
+def pod_key(request: web.Request) -> str:
+    """The key that the request carries, for services that look up its pod themselves; Unauthorized where none is."""
     key = bearer_token(request)
     if key is None:
         raise Unauthorized("Send the pod key as a bearer token.", headers={"WWW-Authenticate": "Bearer"})
-    return await services(request).pods.authenticate(key)
+    return key
 
 
 class UnsafeHost(TroupeError):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from controlplane.api.auth import authenticate_pod
+from controlplane.api.auth import authenticate_pod, pod_key
 from controlplane.api.context import services
 from controlplane.api.reading import json_body, query
 from controlplane.api.replies import json_reply
 from controlplane.api.schemas.pods import AttemptProgress, LoraQuery, UploadRequest
-from controlplane.errors import NotFound
+from controlplane.errors import NotFound, TroupeError
 
 
 async def get_lora(request: web.Request) -> web.Response:
@@ -31,9 +31,13 @@ async def get_dataset(request: web.Request) -> web.Response:
 
 async def create_upload(request: web.Request) -> web.Response:
     """A ticket to store one file of the job's current attempt."""
-    pod = await authenticate_pod(request)
-    body = await json_body(request, UploadRequest)
-    return json_reply(await services(request).assets.ticket(pod, body.model_dump()), status=201)
+    key = pod_key(request)
+    try:
+        body = await json_body(request, UploadRequest)
+    except TroupeError:
+        await authenticate_pod(request)  # who may not ask is not told what is wrong with the question
+        raise
+    return json_reply(await services(request).assets.ticket_for_key(key, body.model_dump()), status=201)
 
 
 async def report_progress(request: web.Request) -> web.Response:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import dataclass
 from typing import Any, cast
 
-from sqlalchemy import Connection, Select, and_, delete, func, insert, literal_column, select, true, update
+from sqlalchemy import Connection, Select, and_, bindparam, delete, func, insert, literal_column, select, true, update
 from sqlalchemy.engine import RowMapping
 
 from controlplane.db import tables
 from controlplane.db.rows import merged, newest_first
 from controlplane.domain.assets import Asset
-from controlplane.domain.jobs import FINAL
+from controlplane.domain.jobs import ATTEMPT_OPEN, FINAL, is_final
 from controlplane.domain.pages import Position
 
 _assets = tables.assets
+_attempts = tables.attempts
 _characters = tables.characters
 _jobs = tables.jobs
 
@@ -25,12 +26,80 @@ _UNSETTLED = _assets.c.status != literal_column("'stored'")
 _FAVOURITE = _assets.c.favourite == true()
 LISTED_KINDS = ("image", "video")
 
+# What every picture asks is composed once, not each time.
+_INSERT = insert(_assets)
+_CHANGE = update(_assets).where(_assets.c.project_id == bindparam("of_project"), _assets.c.id == bindparam("of_id"))
+_OF_ATTEMPT = (
+    select(_assets)
+    .where(_assets.c.attempt_id == bindparam("attempt"), _assets.c.status != "deleted")
+    .order_by(_assets.c.kind, _assets.c.position)
+)
+_OF_JOBS = (
+    select(_assets)
+    .where(_assets.c.project_id == bindparam("project"), _assets.c.job_id.in_(bindparam("jobs", expanding=True)))
+    .where(_assets.c.status == "stored")
+    .order_by(_assets.c.job_id, _assets.c.position)
+)
+_other = _attempts.alias("other")
+_MAKER = (
+    select(
+        _attempts.c.id.label("attempt_id"),
+        _attempts.c.number.label("attempt_number"),
+        _attempts.c.status.label("attempt_status"),
+        select(func.max(_other.c.number))
+        .where(_other.c.job_id == _attempts.c.job_id)
+        .scalar_subquery()
+        .label("newest"),
+        _jobs.c.id.label("job_id"),
+        _jobs.c.status.label("job_status"),
+        *(_jobs.c[name] for name in ("project_id", "character_id", "version", "seed", "rating", "metadata")),
+        _jobs.c.created_at,
+    )
+    .join(_jobs, _jobs.c.id == _attempts.c.job_id)
+    .where(_attempts.c.id == bindparam("attempt"), _attempts.c.project_id == bindparam("project"))
+    .where(_attempts.c.pod_id == bindparam("pod"))
+    .with_for_update(of=(_attempts, _jobs))
+)
+
+
+@dataclass(frozen=True)
+class Maker:
+    """An attempt that makes files, and what its files take over from its job."""
+
+    attempt_id: str
+    attempt_number: int
+    attempt_status: str
+    newest: int
+    """The number of the job's newest attempt."""
+    job_id: str
+    job_status: str
+    project_id: str
+    character_id: str | None
+    version: int | None
+    seed: int | None
+    rating: str | None
+    metadata: Mapping[str, Any]
+    created_at: float
+    """The job's."""
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the job still waits for what this attempt makes."""
+        alive = self.attempt_status in ATTEMPT_OPEN and not is_final(self.job_status)
+        return alive and self.attempt_number == self.newest
+
+
+def maker(c: Connection, project_id: str, pod_id: str, attempt_id: str) -> Maker | None:
+    """An attempt of a pod, which nobody else ends until the transaction does; None where it is none of this pod's."""
+    row = c.execute(_MAKER, {"attempt": attempt_id, "project": project_id, "pod": pod_id}).first()
+    return Maker(**row._mapping) if row is not None else None
+
 
 def insert_assets(c: Connection, assets: Iterable[Asset]) -> None:
     """Write new assets; keys must be free."""
-    rows = [asdict(asset) for asset in assets]
+    rows = [vars(asset) for asset in assets]
     if rows:
-        c.execute(insert(_assets), rows)
+        c.execute(_INSERT, rows)
 
 
 def get(c: Connection, project_id: str, asset_id: str) -> Asset | None:
@@ -68,12 +137,7 @@ def page(c: Connection, project_id: str, filters: Mapping[str, Any], after: Posi
 
 def of_jobs(c: Connection, project_id: str, job_ids: Sequence[str]) -> list[Asset]:
     """The stored results of some jobs, in order."""
-    query = (
-        select(_assets)
-        .where(_assets.c.project_id == project_id, _assets.c.job_id.in_(job_ids), _assets.c.status == "stored")
-        .order_by(_assets.c.job_id, _assets.c.position)
-    )
-    return [_asset(row) for row in c.execute(query).mappings()]
+    return [_asset(row) for row in c.execute(_OF_JOBS, {"project": project_id, "jobs": list(job_ids)}).mappings()]
 
 
 def of_ids(c: Connection, project_id: str, asset_ids: Sequence[str]) -> list[Asset]:
@@ -86,12 +150,7 @@ def of_ids(c: Connection, project_id: str, asset_ids: Sequence[str]) -> list[Ass
 
 def of_attempt(c: Connection, attempt_id: str) -> list[Asset]:
     """What an attempt was given tickets for, in order."""
-    query = (
-        select(_assets)
-        .where(_assets.c.attempt_id == attempt_id, _assets.c.status != "deleted")
-        .order_by(_assets.c.kind, _assets.c.position)
-    )
-    return [_asset(row) for row in c.execute(query).mappings()]
+    return [_asset(row) for row in c.execute(_OF_ATTEMPT, {"attempt": attempt_id}).mappings()]
 
 
 def ids_by_upload(c: Connection, attempt_id: str) -> dict[str, str]:
@@ -104,7 +163,7 @@ def ids_by_upload(c: Connection, attempt_id: str) -> dict[str, str]:
 
 def change(c: Connection, project_id: str, asset_id: str, values: Mapping[str, Any]) -> None:
     """Set columns of an asset."""
-    c.execute(update(_assets).where(_is(project_id, asset_id)).values(**values))
+    c.execute(_CHANGE, {"of_project": project_id, "of_id": asset_id, **values})
 
 
 def counts(c: Connection, project_id: str, character_ids: Sequence[str]) -> dict[str, dict[str, int]]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, bindparam, insert, select, update
 
 from controlplane.db.rows import values_of
 from controlplane.db.tables import pods
 from controlplane.domain.pods import LOST, Pod
+
+_OWNER_OF_KEY = select(pods.c.project_id, pods.c.id).where(pods.c.key_hash == bindparam("key_hash"))
 
 
 def add(c: Connection, project_id: str, pod: Pod) -> Pod:
@@ -51,6 +53,12 @@ def by_key_hash(c: Connection, key_hash: str) -> Pod | None:
     """The pod whose key has this sha256 (hex), of whatever project."""
     row = c.execute(select(pods).where(pods.c.key_hash == key_hash)).one_or_none()
     return Pod(**values_of(row)) if row else None
+
+
+def owner_of_key(c: Connection, key_hash: str) -> tuple[str, str] | None:
+    """Project and id of the pod whose key has this sha256, for requests that need nothing else of it."""
+    row = c.execute(_OWNER_OF_KEY, {"key_hash": key_hash}).first()
+    return (row.project_id, row.id) if row is not None else None
 
 
 def list_all(c: Connection, project_id: str | None = None) -> list[Pod]:

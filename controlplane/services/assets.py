@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from sqlalchemy import Connection
 
 from controlplane.db import assets as asset_rows
-from controlplane.db import attempts as attempt_rows
 from controlplane.db import characters as character_rows
-from controlplane.db import jobs as job_rows
+from controlplane.db import pods as pod_rows
+from controlplane.db.assets import Maker
 from controlplane.db.database import Database
 from controlplane.domain.assets import (
     EXTENSIONS,
@@ -25,10 +27,10 @@ from controlplane.domain.assets import (
 )
 from controlplane.domain.content import checked_rating
 from controlplane.domain.ids import new_id
-from controlplane.domain.jobs import Attempt, Job, is_final
+from controlplane.domain.jobs import Job
 from controlplane.domain.pages import Page, Position, checked_limit, decode, page_of
 from controlplane.domain.pods import Pod
-from controlplane.errors import Conflict, NotFound, PayloadTooLarge, StaleAttempt, Unprocessable
+from controlplane.errors import Conflict, NotFound, PayloadTooLarge, StaleAttempt, Unauthorized, Unprocessable
 from controlplane.ports import BlobInfo, BlobStore, Clock
 from controlplane.services.arrivals import Arrivals, Ask, nobody
 from controlplane.services.outputs import reported
@@ -42,6 +44,9 @@ SWEEP_AT_ONCE = 200
 LOOKS_AT_ONCE = 4
 """Decoding is work for a core each; more at a time would only hold up requests."""
 
+_Who = Callable[[Connection], tuple[str, str]]
+"""Which pod asks: its project and id."""
+
 
 class Assets:
     """The assets service."""
@@ -54,6 +59,10 @@ class Assets:
         self._arrivals = Arrivals(db, blobs, settings.stall_seconds)
         self._looking = asyncio.Semaphore(LOOKS_AT_ONCE)
 
+    async def ticket_for_key(self, key: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """``ticket`` for the pod that owns this key, which is looked up in the same transaction. Unauthorized."""
+        return await self._ticket(partial(_owner, hashlib.sha256(key.encode()).hexdigest()), body)
+
     async def ticket(self, pod: Pod, body: Mapping[str, Any]) -> dict[str, Any]:
         """``{asset_id, url, upload: {method, url, headers}}`` for one file of a job's current attempt.
 
@@ -61,6 +70,9 @@ class Assets:
         and width, height, duration, fps, frames, upload where known. The same file, or the same ``upload``, again gets
         the same ticket. StaleAttempt where the attempt is not this pod's and current.
         """
+        return await self._ticket(lambda c: (pod.project_id, pod.id), body)
+
+    async def _ticket(self, pod: _Who, body: Mapping[str, Any]) -> dict[str, Any]:
         limit = MAX_STATE_BYTES if body["kind"] == "state" else self._settings.max_upload_bytes
         if body["bytes"] > limit:
             raise PayloadTooLarge(f"the file has {body['bytes']:,} bytes, at most {limit:,} are taken")
@@ -160,10 +172,10 @@ class Assets:
         await purge(self._db, self._blobs, assets)
         return len(assets)
 
-    def _announced(self, c: Connection, pod: Pod, body: Mapping[str, Any]) -> Asset:
-        attempt, job = _current(c, pod, body["prompt_id"])
+    def _announced(self, c: Connection, pod: _Who, body: Mapping[str, Any]) -> Asset:
+        maker = _current(c, *pod(c), body["prompt_id"])
         kind = _kind_of(body["kind"], body["media_type"])
-        announced = asset_rows.of_attempt(c, attempt.id)
+        announced = asset_rows.of_attempt(c, maker.attempt_id)
         again = _promised(announced, body)
         if again is not None:
             return again
@@ -174,12 +186,12 @@ class Assets:
             if known[position].sha256 == body["sha256"] and body.get("upload") is None:
                 return known[position]
             position += 1
-        asset = _pending(body, job, attempt, kind, position, self._clock.now())
+        asset = _pending(body, maker, kind, position, self._clock.now())
         asset_rows.insert_assets(c, [asset])
         if kind == "state":
             # Only the newest is gone on from; the one before it stays until this one is in the store.
             older = [known[before].id for before in sorted(known)[:-1]]
-            asset_rows.mark_deleted(c, job.project_id, older)
+            asset_rows.mark_deleted(c, maker.project_id, older)
         return asset
 
     async def _look(self, asset: Asset, info: BlobInfo | None) -> tuple[str, Mapping[str, Any]]:
@@ -236,15 +248,20 @@ def _delete(c: Connection, project_id: str, asset_id: str) -> Asset:
     return asset
 
 
-def _current(c: Connection, pod: Pod, prompt_id: str) -> tuple[Attempt, Job]:
-    attempt = attempt_rows.get(c, pod.project_id, prompt_id)
-    if attempt is None or attempt.pod_id != pod.id:
+def _owner(key_hash: str, c: Connection) -> tuple[str, str]:
+    owner = pod_rows.owner_of_key(c, key_hash)
+    if owner is None:
+        raise Unauthorized("The pod key is not known here; register again.")
+    return owner
+
+
+def _current(c: Connection, project_id: str, pod_id: str, prompt_id: str) -> Maker:
+    maker = asset_rows.maker(c, project_id, pod_id, prompt_id)
+    if maker is None:
         raise StaleAttempt(f"{prompt_id} is no attempt of this pod")
-    job = job_rows.get_locked(c, pod.project_id, attempt.job_id)
-    current = attempt_rows.current(c, pod.project_id, attempt.job_id)
-    if job is None or current is None or current.id != attempt.id or not current.live or is_final(job.status):
+    if not maker.is_current:
         raise StaleAttempt(f"{prompt_id} is not the current attempt of its job any more")
-    return current, job
+    return maker
 
 
 def _note_looks(c: Connection, job: Job, seen: Mapping[str, Mapping[str, Any]]) -> None:
@@ -284,16 +301,16 @@ def _kind_of(kind: str, media_type: str) -> AssetKind:
     raise Unprocessable(detail, errors=[{"pointer": "/media_type", "detail": detail}])
 
 
-def _pending(body: Mapping[str, Any], job: Job, attempt: Attempt, kind: AssetKind, position: int, now: float) -> Asset:
-    extension = EXTENSIONS[body["media_type"]]
-    if kind in ("lora", "sample", "checkpoint", "state") and job.character_id is not None:
-        key = training_key(job.project_id, job.character_id, kind, job.id, attempt.number, position, extension)
+def _pending(body: Mapping[str, Any], maker: Maker, kind: AssetKind, position: int, now: float) -> Asset:
+    extension, number = EXTENSIONS[body["media_type"]], maker.attempt_number
+    project_id, character_id = maker.project_id, maker.character_id
+    if kind in ("lora", "sample", "checkpoint", "state") and character_id is not None:
+        key = training_key(project_id, character_id, kind, maker.job_id, number, position, extension)
     else:
-        day = job.created_at
-        key = output_key(job.project_id, job.character_id, job.id, attempt.number, position, extension, day)
+        key = output_key(project_id, character_id, maker.job_id, number, position, extension, maker.created_at)
     return Asset(
         id=new_id("asset"),
-        project_id=job.project_id,
+        project_id=project_id,
         kind=kind,
         status="pending",
         key=key,
@@ -301,15 +318,15 @@ def _pending(body: Mapping[str, Any], job: Job, attempt: Attempt, kind: AssetKin
         bytes=body["bytes"],
         sha256=body["sha256"],
         created_at=now,
-        character_id=job.character_id,
-        version=job.version,
-        job_id=job.id,
-        attempt_id=attempt.id,
+        character_id=character_id,
+        version=maker.version,
+        job_id=maker.job_id,
+        attempt_id=maker.attempt_id,
         position=position,
         name=str(body.get("name") or ""),
-        seed=job.seed,
-        rating=job.rating,
-        metadata=dict(job.metadata),
+        seed=maker.seed,
+        rating=maker.rating,
+        metadata=maker.metadata,
         width=body.get("width"),
         height=body.get("height"),
         duration=body.get("duration"),
