@@ -5,26 +5,40 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, bindparam, func, insert, select, update
 
 from controlplane.db.rows import values_of
 from controlplane.db.tables import attempts, jobs
 from controlplane.domain.jobs import ATTEMPT_LIVE, HELD, Attempt
 from controlplane.domain.pods import Load
 
+_of_project = attempts.c.project_id == bindparam("project")
+# Composed once, not each time: every job asks them.
+_ADD = insert(attempts)
+_GET = select(attempts).where(_of_project, attempts.c.id == bindparam("id"))
+_OF_JOBS = (
+    select(attempts)
+    .where(_of_project, attempts.c.job_id.in_(bindparam("jobs", expanding=True)))
+    .order_by(attempts.c.job_id, attempts.c.number)
+)
+_CURRENT = (
+    select(attempts)
+    .where(_of_project, attempts.c.job_id == bindparam("job"))
+    .order_by(attempts.c.number.desc())
+    .limit(1)
+)
+_CHANGE = update(attempts).where(attempts.c.project_id == bindparam("of_project"), attempts.c.id == bindparam("of_id"))
+
 
 def add(c: Connection, project_id: str, attempt: Attempt) -> Attempt:
     """Write a new attempt. (job_id, number) is unique: two claims cannot both make the same try."""
-    row = {key: value for key, value in vars(attempt).items()}
-    c.execute(insert(attempts).values(**{**row, "project_id": project_id}))
+    c.execute(_ADD, {**vars(attempt), "project_id": project_id})
     return attempt
 
 
 def get(c: Connection, project_id: str, attempt_id: str) -> Attempt | None:
     """One attempt by its id (= prompt_id)."""
-    row = c.execute(
-        select(attempts).where(attempts.c.project_id == project_id, attempts.c.id == attempt_id)
-    ).one_or_none()
+    row = c.execute(_GET, {"project": project_id, "id": attempt_id}).one_or_none()
     return Attempt(**values_of(row)) if row else None
 
 
@@ -38,12 +52,7 @@ def of_jobs(c: Connection, project_id: str, job_ids: Collection[str]) -> dict[st
     found: dict[str, list[Attempt]] = {}
     if not job_ids:
         return found
-    query = (
-        select(attempts)
-        .where(attempts.c.project_id == project_id, attempts.c.job_id.in_(list(job_ids)))
-        .order_by(attempts.c.job_id, attempts.c.number)
-    )
-    for row in c.execute(query):
+    for row in c.execute(_OF_JOBS, {"project": project_id, "jobs": list(job_ids)}):
         attempt = Attempt(**values_of(row))
         found.setdefault(attempt.job_id, []).append(attempt)
     return found
@@ -51,18 +60,13 @@ def of_jobs(c: Connection, project_id: str, job_ids: Collection[str]) -> dict[st
 
 def current(c: Connection, project_id: str, job_id: str) -> Attempt | None:
     """The job's newest attempt."""
-    row = c.execute(
-        select(attempts)
-        .where(attempts.c.project_id == project_id, attempts.c.job_id == job_id)
-        .order_by(attempts.c.number.desc())
-        .limit(1)
-    ).one_or_none()
+    row = c.execute(_CURRENT, {"project": project_id, "job": job_id}).one_or_none()
     return Attempt(**values_of(row)) if row else None
 
 
 def change(c: Connection, project_id: str, attempt_id: str, **values: Any) -> None:
     """Write columns of one attempt; the caller has checked its claim in the same transaction."""
-    c.execute(update(attempts).where(attempts.c.project_id == project_id, attempts.c.id == attempt_id).values(**values))
+    c.execute(_CHANGE, {"of_project": project_id, "of_id": attempt_id, **values})
 
 
 def raise_progress_seq(c: Connection, project_id: str, attempt_id: str, seq: int) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, and_, func, insert, or_, select, update
+from sqlalchemy import Connection, Row, Select, and_, bindparam, func, insert, or_, select, update
 
 from controlplane.db.rows import merged, newest_first, values_of
 from controlplane.db.tables import characters, jobs
@@ -16,6 +16,8 @@ from controlplane.domain.placement import lane_of
 from controlplane.errors import StaleClaim
 
 _ADD = insert(jobs)
+_GET = select(jobs).where(jobs.c.project_id == bindparam("project"), jobs.c.id == bindparam("id"))
+_GET_LOCKED = _GET.with_for_update()
 _PLACES = select(jobs.c.id, jobs.c.created_at)
 
 
@@ -39,14 +41,13 @@ def add(c: Connection, project_id: str, job: Job) -> Job:
 
 def get(c: Connection, project_id: str, job_id: str) -> Job | None:
     """One job."""
-    row = c.execute(select(jobs).where(jobs.c.project_id == project_id, jobs.c.id == job_id)).one_or_none()
+    row = c.execute(_GET, {"project": project_id, "id": job_id}).one_or_none()
     return _job(row) if row else None
 
 
 def get_locked(c: Connection, project_id: str, job_id: str) -> Job | None:
     """One job that nobody else changes until the transaction ends, for writes that depend on what it says."""
-    query = select(jobs).where(jobs.c.project_id == project_id, jobs.c.id == job_id)
-    row = c.execute(query.with_for_update()).one_or_none()
+    row = c.execute(_GET_LOCKED, {"project": project_id, "id": job_id}).one_or_none()
     return _job(row) if row else None
 
 
