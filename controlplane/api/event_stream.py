@@ -129,8 +129,9 @@ async def _stream(request: web.Request, wanted: Wanted, after: int | None) -> we
             headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         )
         _bound_buffers(request)
-        await response.prepare(request)
-        await _written(request, response, stream)
+        with contextlib.suppress(ConnectionError):  # a reader who left is an ordinary end
+            await response.prepare(request)
+            await _written(request, response, stream)
     finally:
         stream.close()
     return response
@@ -142,10 +143,8 @@ async def _written(request: web.Request, response: web.StreamResponse, stream: E
     request.app[STREAMS].add(writing)
     try:
         await asyncio.wait([writing])
-        # A cancelled stream (shutdown) and a reader who left are both ordinary ends.
-        with contextlib.suppress(ConnectionError):
-            if not writing.cancelled():
-                writing.result()
+        if not writing.cancelled():  # as a shutdown does
+            writing.result()
     except (TooSlow, TimeoutError):
         # A polite end would wait for the reader as well.
         if request.transport is not None:

@@ -19,9 +19,11 @@ log = logging.getLogger("troupe.events")
 
 PAGE = 500
 PAUSE_SECONDS_EACH = 0.001
+PAUSE_SECONDS_EACH_READER = 0.00005
 SHORTEST_PAUSE_SECONDS = 0.002
-LONGEST_PAUSE_SECONDS = 0.02
-"""Between two looks, the longer the more events the last one showed: few arrive at once, a flood in bundles."""
+LONGEST_PAUSE_SECONDS = 0.25
+"""Between two looks, the longer the more the last one gave to do: few events for few readers arrive at once, a flood
+for many in bundles."""
 TROUBLE_SECONDS = 1.0
 ROOM = 1000
 """Events that a reader may be behind before it is cut off."""
@@ -126,13 +128,16 @@ class Tail:
     async def _read_on(self) -> None:
         seen, begun = self._hints.count(Hints.EVENTS), time.monotonic()
         page = await self._db.read(event_rows.of_all_projects, self._position, PAGE)
-        self._hand_out(page)
+        handed_out = self._hand_out(page)
         if len(page) < PAGE:
             await self._hints.wait(Hints.EVENTS, seen, self._poll_seconds)
-            pause = min(max(SHORTEST_PAUSE_SECONDS, PAUSE_SECONDS_EACH * len(page)), LONGEST_PAUSE_SECONDS)
+            work = max(PAUSE_SECONDS_EACH * len(page), PAUSE_SECONDS_EACH_READER * handed_out)
+            pause = min(max(SHORTEST_PAUSE_SECONDS, work), LONGEST_PAUSE_SECONDS)
             await asyncio.sleep(max(0.0, begun + pause - time.monotonic()))
 
-    def _hand_out(self, page: Iterable[Event]) -> None:
+    def _hand_out(self, page: Iterable[Event]) -> int:
+        """Offer events to whoever may want them; how often one was offered."""
+        offered = 0
         for event in page:
             self._position = event.id
             for key in {
@@ -140,5 +145,8 @@ class Tail:
                 (event.project_id, event.job_id, None),
                 (event.project_id, None, event.character_id),
             }:
-                for reader in self._readers.get(key, ()):
+                readers = self._readers.get(key, ())
+                offered += len(readers)
+                for reader in readers:
                     reader.offer(event)
+        return offered

@@ -48,7 +48,7 @@ AT_ONCE = 64
 EACH_AT_ONCE = 8
 FAILING_AT_ONCE = 1
 """Attempts under way for one address in one process; an address that fails gets fewer."""
-LOOKED_AT = 200
+LOOKED_AT = 64
 IDLE_SECONDS = 30.0
 """How late the first webhook of all is noticed at worst, where the hint from another replica got lost."""
 PAUSE_SECONDS = 0.05
@@ -68,12 +68,16 @@ class Taken:
 
 @dataclass(frozen=True)
 class _Look:
-    """What there is to do: deliveries to send, to whom, what they tell of, and when the next one is due."""
+    """What there is to do: deliveries to send, to whom, what they tell of, and when the next one is due.
 
-    due: tuple[Delivery, ...]
+    ``strays`` are webhooks that were disabled or removed at the moment in which somebody asked for a delivery.
+    """
+
+    chosen: Sequence[Delivery]
     webhooks: Mapping[str, Webhook]
     events: Mapping[int, Event]
     next_at: float | None
+    strays: Collection[str]
 
 
 class WebhookSender:
@@ -142,14 +146,14 @@ class WebhookSender:
             return False
         busy = Counter(self._under_way.values())
         full = [webhook_id for webhook_id, number in busy.items() if number >= _share(self._webhooks.get(webhook_id))]
-        look = await self._db.read(_look, self._clock.now(), full)
+        look = await self._db.read(_look, self._clock.now(), full, busy, AT_ONCE - len(self._under_way))
         self._webhooks = look.webhooks
-        await self._drop_strays(look)
-        chosen = _chosen(look, busy, AT_ONCE - len(self._under_way))
-        if not chosen:
+        for webhook_id in look.strays:
+            await self._db.write(outbox.give_up, webhook_id, self._clock.now())
+        if not look.chosen:
             self._next_at = look.next_at
             return False
-        ready = await asyncio.gather(*(self._with_body(one, look) for one in chosen))
+        ready = await asyncio.gather(*(self._with_body(one, look) for one in look.chosen))
         now = self._clock.now()
         taken = await self._db.write(claim_deliveries, ready, now + LEASE_SECONDS, now)
         for delivery in taken:
@@ -157,11 +161,6 @@ class WebhookSender:
         if not taken:
             self._next_at = now  # another process was quicker each time; look again in a moment
         return bool(taken)
-
-    async def _drop_strays(self, look: _Look) -> None:
-        """End what waits for webhooks that were disabled or removed at the moment in which it was asked for."""
-        for webhook_id in {one.webhook_id for one in look.due if one.webhook_id not in look.webhooks}:
-            await self._db.write(outbox.give_up, webhook_id, self._clock.now())
 
     async def _with_body(self, delivery: Delivery, look: _Look) -> Delivery:
         if delivery.body is not None:
@@ -214,13 +213,15 @@ def _share(webhook: Webhook | None) -> int:
     return EACH_AT_ONCE if webhook is not None and webhook.failing_since is None else FAILING_AT_ONCE
 
 
-def _chosen(look: _Look, busy: Counter[str], room: int) -> list[Delivery]:
+def _chosen(
+    due: Sequence[Delivery], webhooks: Mapping[str, Webhook], busy: Mapping[str, int], room: int
+) -> list[Delivery]:
     """What may be sent now: no address gets more than its share, nor do all together."""
-    chosen: list[Delivery] = []
-    for delivery in look.due:
-        webhook = look.webhooks.get(delivery.webhook_id)
-        if webhook is not None and busy[webhook.id] < _share(webhook) and len(chosen) < room:
-            busy[webhook.id] += 1
+    under_way, chosen = Counter(busy), []
+    for delivery in due:
+        webhook = webhooks.get(delivery.webhook_id)
+        if webhook is not None and under_way[webhook.id] < _share(webhook) and len(chosen) < room:
+            under_way[webhook.id] += 1
             chosen.append(delivery)
     return chosen
 
@@ -332,9 +333,15 @@ def _is_disabled(c: Connection, webhook: Webhook, outcome: Outcome, now: float) 
     return True
 
 
-def _look(c: Connection, now: float, full: list[str]) -> _Look:
+def _look(c: Connection, now: float, full: Sequence[str], busy: Mapping[str, int], room: int) -> _Look:
     webhooks = webhook_rows.enabled(c)
     due = outbox.due(c, now, full, LOOKED_AT)
-    wanted = [one.event_id for one in due if one.event_id is not None and one.body is None]
-    events = event_rows.of_ids(c, wanted) if wanted else {}
-    return _Look(tuple(due), webhooks, events, None if due else outbox.next_due(c, full))
+    chosen = _chosen(due, webhooks, busy, room)
+    unwritten = [one.event_id for one in chosen if one.event_id is not None and one.body is None]
+    return _Look(
+        chosen=chosen,
+        webhooks=webhooks,
+        events=event_rows.of_ids(c, unwritten) if unwritten else {},
+        next_at=None if due else outbox.next_due(c, full),
+        strays={one.webhook_id for one in due if one.webhook_id not in webhooks},
+    )
