@@ -25,7 +25,9 @@ class Hints:
     EVENTS = "events"
     PODS = "pods"
     WEBHOOKS = "webhooks"
-    TOPICS = (JOBS, EVENTS, PODS, WEBHOOKS)
+    CANCELS = "cancels"
+    """Held jobs were told to stop."""
+    TOPICS = (JOBS, EVENTS, PODS, WEBHOOKS, CANCELS)
 
     def __init__(self, tell_others: Callable[..., None] | None = None) -> None:
         self._counts: Counter[str] = Counter()

@@ -15,9 +15,10 @@ from controlplane.db import jobs as job_rows
 from controlplane.db.database import Database
 from controlplane.errors import StaleClaim
 from controlplane.ports import Clock, Provider
-from controlplane.services.carrying import Carrier, Held
+from controlplane.services.carrying import Carrier
 from controlplane.services.claiming import Claimed, claim_next, fail_overdue, take_over
 from controlplane.services.events import Hints
+from controlplane.services.holding import Held
 from controlplane.services.outcomes import Hooks
 from controlplane.services.watching import Watcher
 from controlplane.settings import Settings
@@ -73,6 +74,7 @@ class Scheduler:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self._carrier.close()
         await self._db.write(job_rows.release, claims, self._clock.now() - 1.0)
 
     async def _claiming(self) -> None:

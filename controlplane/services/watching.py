@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 
 from sqlalchemy import Connection
 
-from controlplane.db import jobs as job_rows
-from controlplane.db import pods as pod_rows
+from controlplane.db import held as held_rows
 from controlplane.db.database import Database
-from controlplane.domain.jobs import CANCELLING, Job, patience_with
-from controlplane.domain.pods import LOST, Pod
+from controlplane.db.held import Look, Whereabouts
+from controlplane.domain.jobs import CANCELLING, RUNNING, is_final, patience_with
+from controlplane.domain.pods import LOST
 from controlplane.ports import Clock
-from controlplane.services.carrying import Held
 from controlplane.services.events import Hints
+from controlplane.services.holding import Held
 from controlplane.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -24,11 +25,15 @@ log = logging.getLogger(__name__)
 AWAY_SECONDS = 5.0
 MISSED_HEARTBEATS = 1.5
 """Heartbeats come at least once in their interval; after this many intervals one is missing."""
+HINT_PAUSE_SECONDS = 0.05
+"""Between two looks for cancels, however many hints there are."""
 
 
 class Watcher:
     """Looks at the jobs that this process holds, whose dict is the scheduler's and changes under our eyes.
 
+    A hint costs one small query for those that are being cancelled. Everything else is looked at in every poll
+    interval, and only in jobs that have been held for as long: most are over by then.
     ``let_go`` is called with a job that another process has taken over: nothing more may be done for it here.
     """
 
@@ -48,65 +53,91 @@ class Watcher:
         self._held = held
         self._let_go = let_go
         self._listening_since = clock.now()
+        self._renewed = self._looked = time.monotonic()
 
     async def run(self) -> None:
-        """Look at the held jobs on every wake until cancelled."""
-        renewed = time.monotonic()
+        """Look at the held jobs on every hint and in every poll interval until cancelled."""
         while True:
-            seen = self._hints.count(Hints.JOBS)
+            seen = self._hints.count(Hints.CANCELS)
             try:
-                renew = time.monotonic() - renewed >= self._settings.lease_seconds / 3
-                await self._watch(renew)
-                if renew:
-                    renewed = time.monotonic()
+                await self._watch()
             except Exception:  # a database that is away for a moment must not end the scheduler
                 log.exception("watching failed")
                 await asyncio.sleep(self._settings.poll_seconds)
-            await self._hints.wait(Hints.JOBS, seen, self._settings.poll_seconds)
+            await asyncio.sleep(min(HINT_PAUSE_SECONDS, self._settings.poll_seconds))
+            rest = self._looked + self._settings.poll_seconds - time.monotonic()
+            await self._hints.wait(Hints.CANCELS, seen, max(rest, 0.0))
 
-    async def _watch(self, renew: bool) -> None:
-        watched = dict(self._held)
-        if not watched:
+    async def _watch(self) -> None:
+        now = time.monotonic()
+        if now - self._renewed >= self._settings.lease_seconds / 3:
+            await self._renew()
+            self._renewed = now
+        if self._held:
+            await self._pass_on_cancels()
+        if now - self._looked >= self._settings.poll_seconds:
+            self._looked = now
+            await self._look([held for held in self._held.values() if now - held.since >= self._settings.poll_seconds])
+
+    async def _renew(self) -> None:
+        watched = list(self._held.values())
+        if watched:
+            until = self._clock.now() + self._settings.lease_seconds
+            kept = await self._db.write_fenced(held_rows.renew, [held.claim for held in watched], until)
+            await self._drop([held for held in watched if held.claim not in kept])
+
+    async def _pass_on_cancels(self) -> None:
+        for job_id, claim_no in await self._db.read(held_rows.cancelling):
+            held = self._held.get(job_id)
+            if held is not None and held.job.claim_no == claim_no:
+                held.give("cancel")
+
+    async def _look(self, watched: Iterable[Held]) -> None:
+        by_id = {held.job.id: held for held in watched}
+        if not by_id:
             return
-        claims = [held.claim for held in watched.values()]
-        if renew:
-            await self._db.write(job_rows.renew, claims, self._clock.now() + self._settings.lease_seconds)
-        jobs, pods = await self._db.read(_look, claims)
-        for job_id, held in watched.items():
-            if job_id in jobs:
-                self._judge(held, jobs[job_id], pods.get(held.pod.id))
-            elif self._held.get(job_id) is held and await self._is_stale(held):
-                log.warning("job %s is held by another process now", job_id)
+        looks, pods = await self._db.read(_read, list(by_id), {held.pod.id for held in by_id.values()})
+        for job_id, held in by_id.items():
+            look = looks.get(job_id)
+            if look is None or look.claim_no != held.job.claim_no:
+                await self._drop([held])
+            elif not is_final(look.status):
+                self._judge(held, look, pods.get(held.pod.id))
+
+    async def _drop(self, lost: Iterable[Held]) -> None:
+        """Let go of those that another claim has; some of them may merely have ended while we looked."""
+        still = [held for held in lost if self._held.get(held.job.id) is held]
+        if not still:
+            return
+        looks = await self._db.read(held_rows.looks, [held.job.id for held in still])
+        for held in still:
+            look = looks.get(held.job.id)
+            if look is not None and look.claim_no != held.job.claim_no and self._held.get(held.job.id) is held:
+                log.warning("job %s is held by another process now", held.job.id)
                 self._let_go(held)
 
-    async def _is_stale(self, held: Held) -> bool:
-        """Whether another claim has the job; False where it merely ended while we looked."""
-        job = await self._db.read(job_rows.get, held.job.project_id, held.job.id)
-        return job is not None and job.claim_no != held.job.claim_no and self._held.get(job.id) is held
-
-    def _judge(self, held: Held, job: Job, pod: Pod | None) -> None:
-        if job.progress != held.seen_progress:
-            held.seen_progress, held.last_sign = job.progress, time.monotonic()
+    def _judge(self, held: Held, look: Look, pod: Whereabouts | None) -> None:
+        if look.progress != held.seen_progress:
+            held.seen_progress, held.last_sign = look.progress, time.monotonic()
         silent = time.monotonic() - held.last_sign
-        if job.status == CANCELLING:
+        if look.status == CANCELLING:
             held.give("cancel")
         elif held.order is not None:
             return
-        elif self._clock.now() > job.deadline_at:
+        elif self._clock.now() > held.job.deadline_at:
             held.give("deadline")
         elif pod is None or pod.state == LOST or self._is_gone(held, pod):
             held.give("pod_lost")
         elif (pod.address, pod.token) != (held.pod.address, held.pod.token):
             # It has registered again; follow it there, and learn whether it still knows the prompt.
-            held.pod = pod
+            held.pod = replace(held.pod, address=pod.address, token=pod.token, state=pod.state)
             held.give("moved")
-        elif held.attempt.status == "running" and silent > self._patience(job):
+        elif held.attempt.status == RUNNING and silent > patience_with(
+            held.job.kind, look.progress, self._settings.stall_seconds
+        ):
             held.give("stalled")
 
-    def _patience(self, job: Job) -> float:
-        return patience_with(job.kind, job.progress, self._settings.stall_seconds)
-
-    def _is_gone(self, held: Held, pod: Pod) -> bool:
+    def _is_gone(self, held: Held, pod: Whereabouts) -> bool:
         """Nothing listens at the pod's address and a heartbeat is missing: that needs no further waiting.
 
         Neither alone would do: an address may be wrong for a moment, and a pod may be too busy to speak.
@@ -117,6 +148,5 @@ class Watcher:
         return silent > MISSED_HEARTBEATS * self._settings.heartbeat_seconds
 
 
-def _look(c: Connection, claims: list[tuple[str, int]]) -> tuple[dict[str, Job], dict[str, Pod]]:
-    jobs = {job.id: job for job in job_rows.held(c, claims)}
-    return jobs, {pod.id: pod for pod in pod_rows.list_all(c)}
+def _read(c: Connection, job_ids: list[str], pod_ids: set[str]) -> tuple[dict[str, Look], dict[str, Whereabouts]]:
+    return held_rows.looks(c, job_ids), held_rows.whereabouts(c, pod_ids)

@@ -18,6 +18,7 @@ import pytest
 
 from controlplane.db import assets as asset_rows
 from controlplane.db import characters as character_rows
+from controlplane.db import held as held_rows
 from controlplane.db import idempotency as key_rows
 from controlplane.db import jobs as job_rows
 from controlplane.db import pods as pod_rows
@@ -29,6 +30,7 @@ from controlplane.services import outcomes
 from controlplane.services.characters import CharacterPatch, NewCharacter, TrainAgain
 from controlplane.services.claiming import Claimed, claim_next
 from controlplane.services.idempotency import claim
+from controlplane.services.outcomes import News
 from controlplane.services.rental_books import RentalBooks, RentRequest
 from controlplane.services.requests import ImageRequest
 from tests.services.character_studio import Studio, drawing, png, studio, upload_body
@@ -109,8 +111,9 @@ async def claimed(room: Engine, owner: str = "owner", **values: Any) -> Claimed:
 
 async def test_a_cancel_is_not_overwritten_by_a_step_of_the_job(room: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     job = (found := await claimed(room)).job
-    cancel = Meanwhile(monkeypatch, job_rows, "get_locked", lambda: room.jobs.cancel(PROJECT, job.id))
-    await room.db.write(outcomes.note_submitted, job, found.attempt, room.clock.now())
+    cancel = Meanwhile(monkeypatch, held_rows, "standing", lambda: room.jobs.cancel(PROJECT, job.id))
+    now = room.clock.now()
+    await room.db.write(outcomes.note, job, found.attempt, News(submitted_at=now), now)
     cancel.result()
     assert (await room.view(job)).job.status == CANCELLING
 
@@ -119,7 +122,7 @@ async def test_a_job_that_goes_back_to_the_queue_keeps_its_cancel(
     room: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = (await claimed(room)).job
-    cancel = Meanwhile(monkeypatch, job_rows, "get_locked", lambda: room.jobs.cancel(PROJECT, job.id))
+    cancel = Meanwhile(monkeypatch, held_rows, "standing", lambda: room.jobs.cancel(PROJECT, job.id))
     await room.db.write(outcomes.settle, job, room.hooks, room.clock.now())
     cancel.result()
     assert (await room.view(job)).job.status == "cancelled"
@@ -350,6 +353,6 @@ async def test_what_an_older_claim_writes_is_refused_on_postgresql_too(room: Eng
     found = await claimed(room)
     taken = await room.db.write(job_rows.take_over, "other", time.time() + 60.0, time.time() + 120.0)
     assert taken is not None
-    for step in (outcomes.note_submitted, outcomes.note_running, outcomes.note_collecting):
+    for news in (News(submitted_at=1.0), News(started_at=1.0), News(collecting=True), News(progress={"percent": 1.0})):
         with pytest.raises(StaleClaim):
-            await room.db.write(step, found.job, found.attempt, time.time())
+            await room.db.write(outcomes.note, found.job, found.attempt, news, time.time())
