@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from contextvars import ContextVar
+from functools import lru_cache
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
@@ -24,6 +26,8 @@ log = logging.getLogger("troupe.api")
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 """The id of the request that the running task answers."""
 
+HOSTS = 64
+"""How many Host headers are remembered; a handful of them is all that a server ever sees."""
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 EXPOSED = "ETag, Location, Retry-After, X-Request-Id, Preference-Applied, Idempotency-Replayed"
 PREFLIGHT = {
@@ -33,12 +37,18 @@ PREFLIGHT = {
     ),
     "Access-Control-Max-Age": "600",
 }
+_PROCESS, _numbers = secrets.token_hex(6), itertools.count(1)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._\-]{1,80}")
 
 
 def middlewares(settings: Settings, metrics: RequestMetrics) -> list[Middleware]:
     """All of them, outermost first."""
     return [_observed(metrics), _with_cors(settings), _with_problems, _of_known_origin(settings)]
+
+
+def _new_request_id() -> str:
+    """An id that no other request has; nothing hangs on its being hard to guess."""
+    return f"req_{_PROCESS}{next(_numbers):08x}"
 
 
 def route_pattern(request: web.Request) -> str:
@@ -51,7 +61,7 @@ def _observed(metrics: RequestMetrics) -> Middleware:
     @web.middleware
     async def observed(request: web.Request, handler: Handler) -> web.StreamResponse:
         given = request.headers.get("X-Request-Id", "")
-        request_id.set(given if _REQUEST_ID.fullmatch(given) else f"req_{secrets.token_hex(10)}")
+        request_id.set(given if given and _REQUEST_ID.fullmatch(given) else _new_request_id())
         started = time.perf_counter()
         status = 499  # the client went away before there was an answer
         try:
@@ -128,9 +138,12 @@ def _translated(error: web.HTTPException, request: web.Request) -> TroupeError:
 def _of_known_origin(settings: Settings) -> Middleware:
     """While there are no user keys, a foreign web page must not be able to drive the server through a browser."""
 
+    known = {"localhost", settings.host.lower(), urlsplit(settings.effective_public_url).hostname}
+    is_known_host = lru_cache(HOSTS)(lambda host: _is_known_host(host, known))
+
     @web.middleware
     async def of_known_origin(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if not _is_known_host(request, settings):
+        if not is_known_host(request.host):
             raise Forbidden(f"This server does not answer for the host {request.host!r}; set TROUPE_PUBLIC_URL.")
         origin = request.headers.get("Origin")
         if origin is not None and request.method not in SAFE_METHODS:
@@ -142,9 +155,9 @@ def _of_known_origin(settings: Settings) -> Middleware:
     return of_known_origin
 
 
-def _is_known_host(request: web.Request, settings: Settings) -> bool:
-    host = (urlsplit(f"//{request.host}").hostname or "").lower()
-    if host in {"localhost", settings.host.lower(), urlsplit(settings.effective_public_url).hostname}:
+def _is_known_host(header: str, known: Collection[str | None]) -> bool:
+    host = (urlsplit(f"//{header}").hostname or "").lower()
+    if host in known:
         return True
     try:
         ip_address(host)

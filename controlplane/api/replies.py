@@ -29,5 +29,17 @@ def problem_reply(error: TroupeError, request: web.Request, request_id: str) -> 
     )
 
 
+def _plain(value: Any) -> Any:
+    """What the encoder does not know: frozen mappings and sequences of ours."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, Sequence):
+        return list(value)
+    raise TypeError(f"{type(value).__name__} is no JSON")
+
+
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_plain)
+
+
 def _encoded(body: Mapping[str, Any]) -> bytes:
-    return json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
+    return _ENCODER.encode(body).encode()

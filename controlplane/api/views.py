@@ -1,4 +1,6 @@
-"""Views: how the domain's values read as JSON. What is not named here is not shown."""
+"""Views: how the domain's values read as JSON. What is not named here is not shown.
+
+Frozen mappings stay what they are: ``replies`` knows how to encode them."""
 
 from __future__ import annotations
 
@@ -60,10 +62,10 @@ class Views:
             "version": asset.version,
             "job_id": asset.job_id,
             "seed": asset.seed,
-            "recipe": plain(asset.recipe),
+            "recipe": asset.recipe,
             "rating": asset.rating,
             "favourite": asset.favourite,
-            "metadata": plain(asset.metadata),
+            "metadata": asset.metadata,
             "created_at": moment(asset.created_at),
         }
 
@@ -80,14 +82,14 @@ class Views:
             "base_model": job.base_model,
             "workflow": job.template,
             "seed": job.seed,
-            "request": plain(job.request),
+            "request": job.request,
             "assets": [self.asset(asset) for asset in view.assets],
             "error": fault(job.error),
             "warnings": [str(warning) for warning in job.warnings],
             "attempts": [_attempt(attempt) for attempt in view.attempts],
-            "placement": plain(job.placement),
-            "result": plain(job.result),
-            "metadata": plain(job.metadata),
+            "placement": job.placement,
+            "result": job.result,
+            "metadata": job.metadata,
             "end_user": job.end_user,
             "rating": job.rating,
             "created_at": moment(job.created_at),
@@ -111,7 +113,7 @@ class Views:
             "subject": character.subject,
             "consent": _consent(character.consent),
             "base_model": character.base_model,
-            "metadata": plain(character.metadata),
+            "metadata": character.metadata,
             "active_version": character.active_version,
             "cover_url": self.link(cover.key, public=cover.is_public) if cover else None,
             "cover_thumbnail_url": self.link(thumbnail, public=cover.is_public) if cover and thumbnail else None,
@@ -150,7 +152,7 @@ def version_body(version: Version) -> Json:
         "lora_sha256": version.lora_sha256,
         "default_strength": version.default_strength,
         "score": version.score,
-        "proof": plain(version.proof),
+        "proof": version.proof,
         "error": fault(version.error),
         "created_at": moment(version.created_at),
         "finished_at": moment_or_none(version.finished_at),
@@ -214,7 +216,7 @@ def pod_body(pod: Pod) -> Json:
         "queue_length": pod.queue_length,
         "vram_free_bytes": pod.vram_free_bytes,
         "disk_free_bytes": pod.disk_free_bytes,
-        "boot": plain(pod.boot),
+        "boot": pod.boot,
         "restarts": pod.restarts,
         "restart_reason": pod.restart_reason,
         "provider": pod.provider,
@@ -316,7 +318,7 @@ def _attempt(attempt: Attempt) -> Json:
         "pod_id": attempt.pod_id,
         "status": attempt.status,
         "error": fault(attempt.error),
-        "placement": plain(attempt.placement),
+        "placement": attempt.placement,
         "created_at": moment(attempt.created_at),
         "submitted_at": moment_or_none(attempt.submitted_at),
         "started_at": moment_or_none(attempt.started_at),

@@ -211,8 +211,13 @@ def _queued(new: NewJob, now: float) -> Job:
     )
 
 
+_LEAVES = frozenset({str, int, float, bool, type(None)})
+
+
 def _plain(value: Any) -> Any:
     """The same JSON value made of dicts and lists, whatever mappings and sequences it came as."""
+    if type(value) in _LEAVES:
+        return value
     if isinstance(value, Mapping):
         return {str(key): _plain(one) for key, one in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
