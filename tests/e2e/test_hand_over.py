@@ -133,7 +133,7 @@ class Room:
                     return
                 await asyncio.sleep(0.1)
 
-    async def submit(self, graph: dict[str, Any], kind: Any = "image") -> str:
+    async def submit(self, graph: dict[str, Any], kind: Any = "image", deadline_seconds: float = 300.0) -> str:
         new = NewJob(
             kind=kind,
             template="handing over",
@@ -141,7 +141,7 @@ class Room:
             graph=graph,
             needs={"nodes": [str(node["class_type"]) for node in graph.values()]},
             outputs=[{"node": "2", "kind": kind}],
-            deadline_seconds=300.0,
+            deadline_seconds=deadline_seconds,
         )
         return (await self.db.write(Jobs(self.db, SystemClock(), Hints()).insert, new)).id
 
@@ -229,6 +229,12 @@ async def test_a_job_is_cancelled_while_its_files_are_on_their_way(room: Room) -
         assert answer.status in (200, 202)
     job = await room.ended(job_id)
     assert (job["status"], job["assets"]) == ("cancelled", [])
+
+
+async def test_a_deadline_is_kept_while_files_are_on_their_way(room: Room) -> None:
+    room.line.open.clear()
+    job = await room.ended(await room.submit(painting(), deadline_seconds=2.0))
+    assert (job["status"], job["error"]["code"]) == ("failed", "deadline_exceeded")
 
 
 async def test_a_file_that_is_refused_for_good_is_made_again_elsewhere(room: Room) -> None:
