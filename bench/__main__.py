@@ -1,4 +1,4 @@
-"""``python -m bench``: the loop's timings, then identity, then prompt following; figures as JSON where asked."""
+"""``python -m bench``: every part one after the other; tables on the screen, figures as JSON where asked."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ from bench import loop
 
 CHECKPOINT = loop.ROOT / "pod_images" / "embedded" / "models" / "checkpoints" / "sketch_base.safetensors"
 JUDGES = ("identity", "prompt")
+ENGINE = ("overhead", "throughput", "scale", "placement")
 
 
 def main() -> None:
     """Run the chosen parts one after the other, so that none steals cores from another."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("parts", nargs="*", default=["loop", *JUDGES], help="loop, identity, prompt (all)")
+    parser.add_argument(
+        "parts", nargs="*", default=["loop", *JUDGES, *ENGINE], help=f"loop, {', '.join((*JUDGES, *ENGINE))} (all)"
+    )
     parser.add_argument("--rounds", type=int, default=3, help="rounds of the loop (3)")
     parser.add_argument("--recipe", default="fast", help="training recipe (fast)")
     parser.add_argument("--json", type=Path, help="also write the figures here")
@@ -26,16 +29,21 @@ def main() -> None:
     figures = {}
     for part in options.parts:
         print(f"\n== {part}", flush=True)
-        figures[part] = loop.run(options.rounds, options.recipe) if part == "loop" else _judge(part, options.recipe)
+        if part == "loop":
+            figures[part] = loop.run(options.rounds, options.recipe)
+        elif part in JUDGES:
+            figures[part] = _figures_of(part, "--checkpoint", str(CHECKPOINT), "--recipe", options.recipe)
+        else:
+            figures[part] = _figures_of(part)
     if options.json:
         options.json.write_text(json.dumps(figures, indent=1), encoding="utf-8")
 
 
-def _judge(part: str, recipe: str) -> object:
+def _figures_of(part: str, *arguments: str) -> object:
     with tempfile.TemporaryDirectory() as folder:
         figures = Path(folder) / "figures.json"
-        arguments = ["--checkpoint", str(CHECKPOINT), "--recipe", recipe, "--json", str(figures)]
-        subprocess.run([sys.executable, "-m", f"bench.{part}", *arguments], check=True, cwd=loop.ROOT)
+        command = [sys.executable, "-m", f"bench.{part}", *arguments, "--json", str(figures)]
+        subprocess.run(command, check=True, cwd=loop.ROOT)
         return json.loads(figures.read_text(encoding="utf-8"))
 
 

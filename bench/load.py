@@ -261,8 +261,8 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--work-seconds", type=float, default=0.1, help="of bench_work (0.1)")
     options.add_argument("--run-seconds", type=float, default=0.003, help="of every prompt (0.003)")
     options.add_argument("--steps", type=int, default=0, help="progress messages of each prompt (0)")
-    options.add_argument("--hand-over", choices=("inline", "background"), default="inline")
-    options.add_argument("--connections", choices=("fresh", "kept"), default="fresh", help="of S3Save (fresh)")
+    options.add_argument("--hand-over", choices=("inline", "background"), default="background")
+    options.add_argument("--connections", choices=("fresh", "kept"), default="kept", help="of S3Save (kept)")
     options.add_argument("--warm-up", type=int, default=50, help="jobs before the measured ones (50)")
     options.add_argument("--json", type=Path, help="also write the figures here")
     return options

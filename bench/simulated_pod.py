@@ -7,7 +7,7 @@ import json
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -75,13 +75,21 @@ class _Prompt:
 class SimulatedPod:
     """Runs one prompt at a time. Its whole state is in memory; ``serve`` opens its port on loopback."""
 
-    def __init__(self, name: str, token: str, pace: Pace, counts: Counts, saver: Saver) -> None:
+    def __init__(
+        self,
+        name: str,
+        token: str,
+        pace: Pace,
+        counts: Counts,
+        saver: Saver,
+        node_classes: Sequence[str] = NODE_CLASSES,
+    ) -> None:
         self.name, self.token = name, token
         self.instance_id = str(uuid.uuid4())
         self.address = ""
         self.draining = False
         self.saver = saver
-        self._pace, self._counts = pace, counts
+        self._pace, self._counts, self._node_classes = pace, counts, node_classes
         self._expected = f"Bearer {token}"
         self._pending: list[_Prompt] = []
         self._running: _Prompt | None = None
@@ -173,7 +181,7 @@ class SimulatedPod:
             return _refused("no_prompt", "No prompt provided", "No prompt provided")
         graph = dict(asked["prompt"])
         for node_id, node in graph.items():
-            if node["class_type"] not in NODE_CLASSES:
+            if node["class_type"] not in self._node_classes:
                 message = f"Cannot execute because node {node['class_type']} does not exist."
                 return _refused("invalid_prompt", message, f"Node ID '#{node_id}'")
         outputs = [node_id for node_id, node in graph.items() if node["class_type"] in OUTPUT_NODES]
@@ -362,9 +370,9 @@ class SimulatedPod:
         return answer(404, b"404: Not Found", "text/plain")
 
     def _get_object_info(self, rest: str, query: Mapping[str, list[str]], body: bytes) -> bytes:
-        shown = [rest] if rest else list(NODE_CLASSES)
+        shown = [rest] if rest else list(self._node_classes)
         about = {"input": {"required": {}}, "input_order": {"required": []}, "output": [], "output_name": []}
-        return _json({one: {"name": one, **about} for one in shown if one in NODE_CLASSES})
+        return _json({one: {"name": one, **about} for one in shown if one in self._node_classes})
 
     def _get_system_stats(self, rest: str, query: Mapping[str, list[str]], body: bytes) -> bytes:
         system = {"os": "linux", "comfyui_version": "0.8.0", "python_version": "3", "argv": ["simulated"]}

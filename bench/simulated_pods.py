@@ -142,8 +142,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--base-seconds", type=float, default=0.0, help="loading another checkpoint takes so long (0)")
     parser.add_argument("--steps", type=int, default=0, help="progress messages of each prompt (0)")
     parser.add_argument("--checkpoints", nargs="*", default=[], help="file names that every pod has")
-    parser.add_argument("--hand-over", choices=("inline", "background"), default="inline", help="S3Save's way")
-    parser.add_argument("--connections", choices=("fresh", "kept"), default="fresh", help="of S3Save's calls")
+    parser.add_argument("--hand-over", choices=("inline", "background"), default="background", help="S3Save's way")
+    parser.add_argument("--connections", choices=("fresh", "kept"), default="kept", help="of S3Save's calls")
     parser.add_argument("--parent-pid", type=int, default=0, help="end when this process is no longer the parent")
     return parser.parse_args(arguments)
 
