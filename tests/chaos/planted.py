@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import Connection
 
+from controlplane.db import held as held_rows
 from controlplane.db import idempotency as key_rows
 from controlplane.db import jobs as job_rows
 from controlplane.domain.jobs import Job
@@ -20,13 +22,15 @@ VARIABLE = "TROUPE_CHAOS_PLANTED"
 
 def no_claim_check() -> None:
     """Whoever once held a job may go on writing to it, whoever has taken it over since."""
-    fenced = _put(job_rows, "change", lambda c, job, **values: fenced(c, _now(c, job), **values))
-    _put(outcomes, "_reread", _now)
+    standing, put = held_rows.standing, held_rows.put
+    _put(held_rows, "standing", lambda c, job: standing(c, _under_any_claim(c, job)))
+    _put(held_rows, "put", lambda c, job, **values: put(c, _under_any_claim(c, job), **values))
+    _put(outcomes, "_reread", held_rows.standing)
 
-    async def never(self: Watcher, held: object) -> bool:
-        return False
+    async def never(self: Watcher, lost: object) -> None:
+        return None
 
-    _put(Watcher, "_is_stale", never)
+    _put(Watcher, "_drop", never)
 
 
 def no_key_row() -> None:
@@ -37,18 +41,16 @@ def no_key_row() -> None:
 BUGS: dict[str, Callable[[], None]] = {"no claim check": no_claim_check, "no key row": no_key_row}
 
 
-def _now(c: Connection, job: Job) -> Job:
-    """The job as it is, under whatever claim it is."""
-    current = job_rows.get_locked(c, job.project_id, job.id)
+def _under_any_claim(c: Connection, job: Job) -> Job:
+    current = job_rows.get(c, job.project_id, job.id)
     assert current is not None
-    return current
+    return replace(job, claim_no=current.claim_no)
 
 
-def _put(owner: Any, name: str, value: Any) -> Any:
+def _put(owner: Any, name: str, value: Any) -> None:
     """Put something in the place of what is there; AttributeError where nothing is: no bug is planted in vain."""
-    there = getattr(owner, name)
+    getattr(owner, name)
     setattr(owner, name, value)
-    return there
 
 
 if __name__ == "__main__":
