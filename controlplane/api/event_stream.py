@@ -22,7 +22,7 @@ from controlplane.api.views import event_body, moment
 from controlplane.domain.events import Event
 from controlplane.errors import BadRequest
 from controlplane.services.event_streams import EventStream
-from controlplane.services.event_tail import TooSlow, Wanted
+from controlplane.services.event_tail import Wanted
 
 KEEP_ALIVE_SECONDS = 15.0
 RECONNECT_MILLISECONDS = 2000
@@ -145,7 +145,7 @@ async def _written(request: web.Request, response: web.StreamResponse, stream: E
         await asyncio.wait([writing])
         if not writing.cancelled():  # as a shutdown does
             writing.result()
-    except (TooSlow, TimeoutError):
+    except TimeoutError:
         # A polite end would wait for the reader as well.
         if request.transport is not None:
             request.transport.abort()

@@ -13,7 +13,7 @@ from controlplane.db import jobs as job_rows
 from controlplane.db.database import Database
 from controlplane.domain.events import JOB_FINAL, STREAM_GAP, Event
 from controlplane.domain.jobs import Job, is_final
-from controlplane.services.event_tail import Reader, Tail, Wanted
+from controlplane.services.event_tail import Reader, Tail, TooSlow, Wanted
 from controlplane.services.events import Hints
 
 PAGE = 200
@@ -60,14 +60,22 @@ class EventStream:
             await self._look(first=True)
 
     async def take(self, seconds: float) -> list[Event]:
-        """The next events, oldest first; nothing where nothing came in so many seconds or it is ``over``. TooSlow."""
+        """The next events, oldest first; nothing where nothing came in so many seconds, or it is ``over``."""
+        events = await self._live(seconds) if self._in_step and not self._ready else []
         while not self._ready and not self._in_step and not self.over:
             await self._look()
-        if self._ready or self.over:
-            ready, self._ready = self._ready, []
-            return ready
+        ready, self._ready = self._ready, []
+        return ready or events
+
+    async def _live(self, seconds: float) -> list[Event]:
+        """What the tail has for us. Where that is too much, we are behind again."""
         assert self._reader is not None
-        events = [event for event in await self._reader.take(seconds) if event.id > self._position]
+        try:
+            events = [event for event in await self._reader.take(seconds) if event.id > self._position]
+        except TooSlow:
+            self._tail.leave(self._reader)
+            self._reader, self._in_step = None, False
+            return []
         return self._cut_at_the_end(events)
 
     @property
@@ -148,7 +156,7 @@ class Events:
         character_id: str | None = None,
         after: int | None = None,
     ) -> AsyncIterator[Event]:
-        """The same event by event. TooSlow where the caller takes less than happens."""
+        """The same event by event."""
         stream = await self.open(Wanted(project_id, job_id, character_id), after)
         try:
             while True:

@@ -26,11 +26,11 @@ LONGEST_PAUSE_SECONDS = 0.25
 for many in bundles."""
 TROUBLE_SECONDS = 1.0
 ROOM = 1000
-"""Events that a reader may be behind before it is cut off."""
+"""Events that are kept for a reader; one that is further behind reads the table."""
 
 
 class TooSlow(Exception):
-    """A reader takes less than happens; it may resume behind the last event that it got."""
+    """More happened than is kept for a reader: what it has not taken by now it finds in the table only."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Reader:
         self._cut = False
 
     def offer(self, event: Event) -> None:
-        """Keep an event for the reader if it wants it; one that has let too many lie is cut off."""
+        """Keep an event for the reader if it wants it; one that has let too many lie gets no more of them."""
         if self._cut or (self.wanted.types and event.type not in self.wanted.types):
             return
         if len(self._waiting) >= ROOM:

@@ -217,7 +217,8 @@ def _chosen(
     due: Sequence[Delivery], webhooks: Mapping[str, Webhook], busy: Mapping[str, int], room: int
 ) -> list[Delivery]:
     """What may be sent now: no address gets more than its share, nor do all together."""
-    under_way, chosen = Counter(busy), []
+    under_way = Counter(busy)
+    chosen: list[Delivery] = []
     for delivery in due:
         webhook = webhooks.get(delivery.webhook_id)
         if webhook is not None and under_way[webhook.id] < _share(webhook) and len(chosen) < room:

@@ -13,6 +13,7 @@ import aiohttp
 import pytest
 from sqlalchemy import Connection
 
+from controlplane.api import event_stream
 from controlplane.api.stream_tickets import TICKET_SECONDS, StreamTickets
 from controlplane.db import events as event_rows
 from controlplane.db.database import Database
@@ -160,7 +161,8 @@ async def test_a_ticket_is_for_its_own_project(api: Api) -> None:
     assert (await api.get(f"/jobs/{job_id}/events", params={"ticket": ticket})).status == 404
 
 
-async def test_a_reader_that_does_not_read_is_cut_off_and_can_go_on(api: Api) -> None:
+async def test_a_reader_that_does_not_read_is_cut_off_and_can_go_on(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(event_stream, "WRITE_SECONDS", 0.5)
     number, padding = ROOM + 600, 2000
     address = urlsplit(api.server.url)
     idle = socket.socket()
@@ -176,6 +178,7 @@ async def test_a_reader_that_does_not_read_is_cut_off_and_can_go_on(api: Api) ->
         for _ in range(number):
             event = await next_event(stream)
     assert event["id"] == before + number
+    await asyncio.sleep(2.0)  # nothing tells a reader that does not read of its end
     got = await asyncio.wait_for(_until_the_end(idle), 60)
     idle.close()
     assert len(got) < number * padding / 2
