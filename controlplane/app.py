@@ -43,6 +43,7 @@ from controlplane.services.event_pruning import EventPruning
 from controlplane.services.event_streams import Events
 from controlplane.services.event_tail import Tail
 from controlplane.services.events import Hints
+from controlplane.services.fleet import Fleet
 from controlplane.services.generation import Generation
 from controlplane.services.idempotency import Repeats
 from controlplane.services.jobs import Jobs
@@ -92,6 +93,7 @@ class Parts:
     hints: Hints
     store: LocalStore
     services: Services
+    fleet: Fleet
     launcher: RunPodLauncher | None
     notices: Notices | None
     poster: WebhookPoster
@@ -166,7 +168,8 @@ def _parts(settings: Settings, secrets: Secrets) -> Parts:
     store = LocalStore(settings.data / "files", settings.effective_files_url, secrets.signing_key, clock)
     launcher, books = _launcher(settings), RentalBooks(db, clock, settings)
     tail = Tail(db, hints, settings.poll_seconds)
-    jobs = Jobs(db, clock, hints, on_cancelled={"train": training_hooks.on_cancelled}, tail=tail)
+    fleet = Fleet(db, clock, hints, settings)
+    jobs = Jobs(db, clock, hints, {"train": training_hooks.on_cancelled}, fleet.explain, tail)
     training = Training(db, store, catalog, settings)
     characters = Characters(db, store, clock, settings, catalog, jobs, training, hints)
     views = Views(store, settings.file_url_seconds)
@@ -194,7 +197,7 @@ def _parts(settings: Settings, secrets: Secrets) -> Parts:
             db, clock, hints, poster, bodies, give_up_seconds=settings.webhook_give_up_days * 24 * 3600.0
         ),
     )
-    return Parts(settings, db, clock, hints, store, services, launcher, notices, poster)
+    return Parts(settings, db, clock, hints, store, services, fleet, launcher, notices, poster)
 
 
 def _launcher(settings: Settings) -> RunPodLauncher | None:
@@ -251,9 +254,9 @@ async def _background(app: web.Application) -> AsyncIterator[None]:
 
 
 def _scheduler(parts: Parts, provider: ComfyUIProvider) -> Scheduler:
-    return Scheduler(
-        parts.db, {"embedded": provider, "comfyui": provider}, parts.settings, parts.clock, _hooks(parts), parts.hints
-    )
+    providers = {"embedded": provider, "comfyui": provider}
+    hooks = _hooks(parts)
+    return Scheduler(parts.db, providers, parts.settings, parts.clock, hooks, parts.hints, parts.fleet)
 
 
 def _hooks(parts: Parts) -> Hooks:

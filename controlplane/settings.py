@@ -48,7 +48,12 @@ class Settings(BaseSettings):
 
     lease_seconds: float = 30.0
     poll_seconds: float = 1.0
-    max_running_jobs: int = 64
+    max_running_jobs: int = 4096
+    """At most so many jobs are in the hands of one server process."""
+    placement: Literal["switch_cost", "round_robin"] = "switch_cost"
+    """How pods are chosen: with what models they have loaded in mind, or plainly one after another."""
+    age_bound_seconds: float = Field(default=60.0, ge=0)
+    """A job is not overtaken, for the sake of loaded models, by one that came so much later."""
     max_attempts: int = 3
     image_deadline_seconds: float = 15 * 60.0
     video_deadline_seconds: float = 60 * 60.0

@@ -128,7 +128,7 @@ async def _follow(client: Client, rental: Json, console: Console, *, quiet: bool
         if words != told and not quiet:
             console.print(words, markup=False, soft_wrap=True)
         told = words
-        if rental["state"] in OVER or (pod is not None and pod["state"] == "ready"):
+        if rental["state"] in OVER or (pod is not None and pod["state"] in ("ready", "busy")):
             return rental
         await asyncio.sleep(LOOK_SECONDS)
 

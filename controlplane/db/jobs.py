@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
-from sqlalchemy import Connection, Row, Select, and_, bindparam, func, insert, or_, select, update
+from sqlalchemy import Connection, Row, Select, and_, bindparam, func, insert, select, text, update
 
 from controlplane.db.rows import merged, newest_first, values_of
-from controlplane.db.tables import characters, jobs
-from controlplane.domain.jobs import CANCELLING, CLAIMED, HELD, KINDS, NEXT, QUEUED, Job
+from controlplane.db.tables import HELD_ROWS, QUEUED_ROWS, characters, jobs
+from controlplane.domain.jobs import CANCELLING, CLAIMED, HELD, KINDS, NEXT, Job
 from controlplane.domain.pages import Position
 from controlplane.domain.placement import lane_of
 from controlplane.errors import StaleClaim
 
 _ADD = insert(jobs)
+_QUEUED = text(QUEUED_ROWS)
 _GET = select(jobs).where(jobs.c.project_id == bindparam("project"), jobs.c.id == bindparam("id"))
 _GET_LOCKED = _GET.with_for_update()
 _PLACES = select(jobs.c.id, jobs.c.created_at)
@@ -121,71 +122,150 @@ def _placed(c: Connection, places: Sequence[Row[Any]]) -> list[Job]:
     return [found[place.id] for place in places]
 
 
-def due(c: Connection, now: float, per_group: int) -> list[Job]:
-    """Queued jobs of every project whose time has come, highest priority first, then oldest.
+@dataclass(frozen=True)
+class Lane:
+    """What all jobs of a lane ask alike; ``needs`` is that of one of them, whose LoRA says nothing of the others."""
 
-    Jobs of one project, template and base model ask the same of a pod, so only the first ``per_group`` of each such
-    group come: thousands of jobs that nothing can serve never hide one that a pod waits for. Locked on PostgreSQL.
-    """
-    order = (jobs.c.priority.desc(), jobs.c.created_at, jobs.c.id)
-    group = (jobs.c.project_id, jobs.c.template, jobs.c.template_digest, jobs.c.base_model)
-    place = func.row_number().over(partition_by=group, order_by=order).label("place")
-    ranked = select(jobs.c.id, place).where(jobs.c.status == QUEUED, jobs.c.not_before <= now).subquery()
-    firsts = select(ranked.c.id).where(ranked.c.place <= per_group)
-    query = select(jobs).where(jobs.c.id.in_(firsts), jobs.c.status == QUEUED).order_by(*order)
-    return _all(c, query.with_for_update(skip_locked=True))
+    id: str
+    project_id: str
+    kind: str
+    base_model: str | None
+    needs: Mapping[str, Any]
 
 
-def overdue(c: Connection, now: float, limit: int) -> list[Job]:
-    """Queued jobs whose deadline has passed."""
-    query = select(jobs).where(jobs.c.status == QUEUED, jobs.c.deadline_at <= now).limit(limit)
-    return _all(c, query.with_for_update(skip_locked=True))
-
-
-def claim(c: Connection, project_id: str, job_id: str, owner: str, lease_until: float) -> Job | None:
-    """Take a queued job; None where somebody else was quicker. Raises ``claim_no``, which fences later writes."""
-    return _one(
-        c.execute(
-            update(jobs)
-            .where(jobs.c.project_id == project_id, jobs.c.id == job_id, jobs.c.status == QUEUED)
-            .values(
-                status=CLAIMED,
-                claimed_by=owner,
-                lease_until=lease_until,
-                claim_no=jobs.c.claim_no + 1,
-            )
-            .returning(*jobs.c)
-        )
+_LANE_SCAN = text(
+    f"""
+    WITH RECURSIVE lanes(lane) AS (
+        SELECT (SELECT lane FROM jobs WHERE {QUEUED_ROWS} AND lane > :after ORDER BY lane LIMIT 1)
+        UNION ALL
+        SELECT (SELECT j.lane FROM jobs AS j WHERE j.{QUEUED_ROWS} AND j.lane > lanes.lane ORDER BY j.lane LIMIT 1)
+        FROM lanes WHERE lanes.lane IS NOT NULL
     )
+    SELECT lane FROM lanes WHERE lane IS NOT NULL LIMIT :most
+    """
+)
+
+
+def lanes(c: Connection, after: str, most: int) -> list[str]:
+    """The lanes in which jobs wait, in their order behind ``after``: one step in an index for each."""
+    return list(c.execute(_LANE_SCAN, {"after": after, "most": most}).scalars())
+
+
+_LANE = (
+    select(jobs.c.project_id, jobs.c.kind, jobs.c.base_model, jobs.c.needs)
+    .where(_QUEUED, jobs.c.lane == bindparam("lane"))
+    .limit(1)
+)
+
+
+def lane(c: Connection, lane_id: str) -> Lane | None:
+    """A lane, as one of the jobs that wait in it says; None where none does any more."""
+    row = c.execute(_LANE, {"lane": lane_id}).one_or_none()
+    return Lane(lane_id, *row) if row else None
+
+
+_FIRST = (
+    select(jobs.c.id, jobs.c.priority, jobs.c.created_at, jobs.c.estimate_seconds, jobs.c.lora_sha256, jobs.c.claim_no)
+    .where(_QUEUED, jobs.c.lane == bindparam("lane"), jobs.c.not_before <= bindparam("now"))
+    .order_by(jobs.c.priority.desc(), jobs.c.created_at, jobs.c.id)
+    .limit(bindparam("most"))
+)
+
+
+Candidate = tuple[str, int, float, float, str | None, int]
+"""``(id, priority, created_at, estimate_seconds, lora_sha256, claim_no)`` of a job that waits."""
+
+
+def first_of_lane(c: Connection, lane_id: str, now: float, most: int) -> Sequence[Candidate]:
+    """The next jobs of a lane, highest priority first, then oldest; read from an index alone."""
+    return cast(Sequence[Candidate], c.execute(_FIRST, {"lane": lane_id, "now": now, "most": most}).all())
+
+
+_OVERDUE = (
+    select(jobs)
+    .where(_QUEUED, jobs.c.deadline_at <= bindparam("now"))
+    .order_by(jobs.c.deadline_at)
+    .limit(bindparam("most"))
+)
+
+
+def overdue(c: Connection, now: float, most: int) -> list[Job]:
+    """Queued jobs whose deadline has passed."""
+    return [_job(row) for row in c.execute(_OVERDUE, {"now": now, "most": most})]
+
+
+_CHOSEN = select(jobs).where(jobs.c.id.in_(bindparam("ids", expanding=True)), _QUEUED).with_for_update(skip_locked=True)
+
+
+def queued_locked(c: Connection, ids: Sequence[str]) -> dict[str, Job]:
+    """Those of the jobs that still wait, locked; one that somebody else is about to take is absent."""
+    return {row.id: _job(row) for row in c.execute(_CHOSEN, {"ids": list(ids)})}
+
+
+_CLAIM = (
+    update(jobs)
+    .where(jobs.c.id == bindparam("job"), jobs.c.claim_no == bindparam("claim"), _QUEUED)
+    .values(
+        status=CLAIMED,
+        claimed_by=bindparam("owner"),
+        lease_until=bindparam("until"),
+        claim_no=jobs.c.claim_no + 1,
+        placement=bindparam("place"),
+    )
+)
+
+
+def claim(
+    c: Connection, chosen: Sequence[tuple[Job, Mapping[str, Any] | None]], owner: str, lease_until: float
+) -> list[Job]:
+    """Take queued, locked jobs, each with its placement. Raises their ``claim_no``, which fences later writes."""
+    if not chosen:
+        return []
+    rows = [
+        {"job": job.id, "claim": job.claim_no, "owner": owner, "until": lease_until, "place": placement}
+        for job, placement in chosen
+    ]
+    c.execute(_CLAIM, rows)
+    return [
+        replace(
+            job,
+            status=CLAIMED,
+            claimed_by=owner,
+            lease_until=lease_until,
+            claim_no=job.claim_no + 1,
+            placement=placement,
+        )
+        for job, placement in chosen
+    ]
+
+
+_EXPIRED = (
+    select(jobs.c.id, jobs.c.claimed_by)
+    .where(text(HELD_ROWS), jobs.c.lease_until < bindparam("now"))
+    .order_by(jobs.c.lease_until)
+    .limit(bindparam("most"))
+    .with_for_update(skip_locked=True)
+)
+_TAKE_OVER = (
+    update(jobs)
+    .where(jobs.c.id.in_(bindparam("ids", expanding=True)))
+    .values(claimed_by=bindparam("owner"), lease_until=bindparam("until"), claim_no=jobs.c.claim_no + 1)
+    .returning(*jobs.c)
+)
 
 
 def take_over(
-    c: Connection, owner: str, lease_until: float, now: float, except_for: Collection[str] = ()
-) -> Job | None:
-    """Take one job whose owner let its lease run out, whatever its state; its status stays.
+    c: Connection, owner: str, lease_until: float, now: float, except_for: Collection[str] = (), most: int = 1
+) -> list[Job]:
+    """Take jobs whose owner let its lease run out, whatever their state; their status stays.
 
     ``except_for`` names jobs that the caller is still at work on, its own lease being late.
     """
-    expired = (
-        select(jobs.c.id)
-        .where(
-            jobs.c.status.in_(HELD),
-            or_(jobs.c.lease_until.is_(None), jobs.c.lease_until < now),
-            jobs.c.id.not_in(list(except_for)),
-        )
-        .order_by(jobs.c.lease_until)
-        .limit(1)
-        .with_for_update(skip_locked=True)
-        .scalar_subquery()
-    )
-    return _one(
-        c.execute(
-            update(jobs)
-            .where(jobs.c.id == expired)
-            .values(claimed_by=owner, lease_until=lease_until, claim_no=jobs.c.claim_no + 1)
-            .returning(*jobs.c)
-        )
-    )
+    expired = c.execute(_EXPIRED, {"now": now, "most": most + len(except_for)})
+    ids = [row.id for row in expired if row.claimed_by != owner or row.id not in except_for][:most]
+    if not ids:
+        return []
+    return [_job(row) for row in c.execute(_TAKE_OVER, {"ids": ids, "owner": owner, "until": lease_until})]
 
 
 def renew(c: Connection, claims: Sequence[tuple[str, int]], lease_until: float) -> list[Job]:
@@ -257,15 +337,6 @@ def note_progress(c: Connection, project_id: str, job_id: str, progress: dict[st
 def note_warnings(c: Connection, project_id: str, job_id: str, warnings: Sequence[str]) -> None:
     """Write a job's warnings with one that a pod told by itself; as with progress, it changes nothing else."""
     c.execute(update(jobs).where(jobs.c.project_id == project_id, jobs.c.id == job_id).values(warnings=list(warnings)))
-
-
-def note_placement(c: Connection, project_id: str, job_id: str, placement: dict[str, Any]) -> None:
-    """Write why a job still waits."""
-    c.execute(
-        update(jobs)
-        .where(jobs.c.project_id == project_id, jobs.c.id == job_id, jobs.c.status == QUEUED)
-        .values(placement=placement)
-    )
 
 
 def _all(c: Connection, query: Select[Any]) -> list[Job]:

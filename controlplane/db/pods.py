@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, insert, select, update
 
 from controlplane.db.rows import values_of
 from controlplane.db.tables import pods
-from controlplane.domain.pods import LOST, Pod
+from controlplane.domain.pods import LOST, READY, Pod, serves
 
 _OWNER_OF_KEY = select(pods.c.project_id, pods.c.id).where(pods.c.key_hash == bindparam("key_hash"))
 
@@ -70,5 +71,37 @@ def list_all(c: Connection, project_id: str | None = None) -> list[Pod]:
 
 
 def known(c: Connection, project_id: str) -> list[Pod]:
-    """Every pod that is not lost, oldest first."""
-    return [pod for pod in list_all(c, project_id) if pod.state != LOST]
+    """Every pod that works for a project and is not lost, oldest first."""
+    return [pod for pod in list_all(c) if pod.state != LOST and serves(pod, project_id)]
+
+
+_MARKS = select(pods.c.id, pods.c.state, pods.c.draining, pods.c.key_hash, pods.c.last_heartbeat_at)
+
+
+def marks(c: Connection) -> dict[str, tuple[Any, ...]]:
+    """What shows, for each pod, whether its row was written since somebody last looked: cheaper than reading it."""
+    return {row[0]: tuple(row[1:]) for row in c.execute(_MARKS)}
+
+
+_SOME = select(pods).where(pods.c.id.in_(bindparam("ids", expanding=True))).order_by(pods.c.created_at, pods.c.id)
+
+
+def of_ids(c: Connection, pod_ids: Collection[str]) -> list[Pod]:
+    """Some pods, oldest first."""
+    return [Pod(**values_of(row)) for row in c.execute(_SOME, {"ids": list(pod_ids)})] if pod_ids else []
+
+
+_OPEN = (
+    select(pods.c.id, pods.c.key_hash)
+    .where(pods.c.id.in_(bindparam("ids", expanding=True)), pods.c.state == READY)
+    .order_by(pods.c.id)
+    .with_for_update(read=True)
+)
+
+
+def still_open(c: Connection, pod_ids: Collection[str]) -> dict[str, str]:
+    """Those of the pods that may be given work, which nobody drains before the transaction ends: id -> key hash.
+
+    The key hash tells whether the pod has registered again since somebody looked, perhaps at another address.
+    """
+    return {row[0]: row[1] for row in c.execute(_OPEN, {"ids": list(pod_ids)})} if pod_ids else {}

@@ -1,4 +1,4 @@
-"""Pods: what they are, how loaded they are, and which one a job goes to."""
+"""Pods: what they are, what they have in hand, and in which words they are found fit or unfit for a job."""
 
 from __future__ import annotations
 
@@ -11,6 +11,11 @@ READY = "ready"
 DRAINING = "draining"
 SUSPECT = "suspect"
 LOST = "lost"
+BUSY = "busy"
+"""Derived: a ready pod with work in hand. No row says so."""
+
+SHARED_PROJECT = "default"
+"""Pods of this project work for every project."""
 
 
 @dataclass(frozen=True)
@@ -52,14 +57,38 @@ class Pod:
 
 
 @dataclass(frozen=True)
+class Live:
+    """One attempt that occupies a pod: running there, or waiting behind others."""
+
+    attempt_id: str
+    job_id: str
+    project_id: str
+    slot: int
+    kind: str
+    estimate_seconds: float
+    since: float
+    """When the pod was given it."""
+
+
+@dataclass(frozen=True)
 class Load:
-    """What our own attempts say about one pod: work in hand, and what the last attempt left resident."""
+    """What our own attempts say about one pod: work in hand, and what the newest attempt leaves resident."""
 
     pod_id: str
-    running: int = 0
+    live: tuple[Live, ...] = ()
+    """In the order in which the pod works on them."""
     base_model: str | None = None
     lora_sha256: str | None = None
     idle_since: float = 0.0
+    """When it last finished something."""
+
+    def rest(self, now: float) -> float:
+        """How many seconds of work it has by estimate, the running attempt's time already spent left out."""
+        if not self.live:
+            return 0.0
+        first, *others = self.live
+        spent = now - max(first.since, self.idle_since)
+        return max(0.0, first.estimate_seconds - spent) + sum(one.estimate_seconds for one in others)
 
 
 @dataclass(frozen=True)
@@ -93,14 +122,37 @@ class Choice:
     pod_id: str | None
     reason: str
     considered: tuple[Mapping[str, str], ...] = ()
+    more: int = 0
+    """How many further pods were considered that are not named here."""
 
     def as_placement(self) -> dict[str, Any]:
         """The JSON shown as a job's ``placement``."""
-        return {"pod_id": self.pod_id, "reason": self.reason, "considered": [dict(one) for one in self.considered]}
+        told = {"pod_id": self.pod_id, "reason": self.reason, "considered": [dict(one) for one in self.considered]}
+        return {**told, "more": self.more} if self.more else told
 
 
 CAPACITY = 1
-"""Prompts a pod is given at a time: ComfyUI runs them one after another anyway."""
+"""Prompts that a pod runs at a time: ComfyUI works on them one after another."""
+PREFETCH_DEPTH = 4
+"""At most so many prompts wait on a pod behind the running one."""
+SLOTS = CAPACITY + PREFETCH_DEPTH
+SHOWN_PODS = 10
+"""A placement names so many of the pods considered, however large the fleet is."""
+
+
+def serves(pod: Pod, project_id: str) -> bool:
+    """Whether a pod works for a project at all."""
+    return pod.project_id in (project_id, SHARED_PROJECT)
+
+
+def is_open(pod: Pod) -> bool:
+    """Whether a pod is to be given work, whatever it has in hand."""
+    return pod.state == READY and not pod.draining
+
+
+def state_shown(state: str, occupied: bool) -> str:
+    """A pod's state in people's eyes: a ready one with work in hand is busy."""
+    return BUSY if state == READY and occupied else state
 
 
 def lacks(needs: Needs, pod: Pod) -> str:
@@ -122,48 +174,39 @@ def lacks(needs: Needs, pod: Pod) -> str:
     return ""
 
 
-def choose(
-    needs: Needs,
-    pods: Sequence[Pod],
-    loads: Mapping[str, Load],
-    avoid: frozenset[str] = frozenset(),
+def explain(
+    needs: Needs, pods: Sequence[Pod], loads: Mapping[str, Load], avoid: frozenset[str] = frozenset()
 ) -> Choice:
-    """Choose a pod for one job; pure.
-
-    Pods that are not ready, lack something or are full drop out. Among the rest: least switch cost (base model
-    resident, LoRA resident, LoRA on disk), then longest idle. ``avoid`` names pods where the job failed before: they
-    are used only while no other capable pod is known.
-    """
-    verdicts = {pod.id: _verdict(needs, pod, loads.get(pod.id)) for pod in pods}
-    capable = [pod for pod in pods if not lacks(needs, pod) and pod.state == READY and not pod.draining]
+    """Why no pod has a waiting job yet; pure. ``avoid`` names pods where it failed before."""
+    verdicts = {pod.id: verdict(needs, pod, loads.get(pod.id)) for pod in pods}
+    capable = [pod for pod in pods if is_open(pod) and not lacks(needs, pod)]
     others = [pod for pod in capable if pod.id not in avoid]
     if others:
-        verdicts.update({pod.id: "failed this job before" for pod in capable if pod.id in avoid})
-    free = [pod for pod in (others or capable) if _is_free(loads.get(pod.id))]
-    considered = tuple({"pod": pod.id, "verdict": verdicts[pod.id]} for pod in pods)
-    if not free:
-        return Choice(None, _why_none(pods, capable, verdicts), considered)
-    best = min(free, key=lambda pod: _cost(needs, pod, loads.get(pod.id)))
-    return Choice(best.id, verdicts[best.id], considered)
+        verdicts.update({pod.id: FAILED_BEFORE for pod in capable if pod.id in avoid})
+    shown = [{"pod": pod.id, "verdict": verdicts[pod.id]} for pod in pods[:SHOWN_PODS]]
+    reason = _why_none(pods, others or capable, verdicts, loads)
+    return Choice(None, reason, tuple(shown), max(0, len(pods) - SHOWN_PODS))
 
 
-def _is_free(load: Load | None) -> bool:
-    return load is None or load.running < CAPACITY
+FAILED_BEFORE = "failed this job before"
+ABOUT_TO_BEGIN = "A pod is free for this work and about to take it."
 
 
-def _verdict(needs: Needs, pod: Pod, load: Load | None) -> str:
+def verdict(needs: Needs, pod: Pod, load: Load | None, missing: str | None = None) -> str:
+    """What speaks for or against a pod, in words. ``missing`` is what it ``lacks``, where that is known already."""
     if pod.state == JOINING:
         return _joining(pod.boot)
     if pod.state != READY:
         return f"is {pod.state}"
     if pod.draining:
         return "is draining"
-    missing = lacks(needs, pod)
+    missing = lacks(needs, pod) if missing is None else missing
     if missing:
         return missing
-    if load is not None and load.running >= CAPACITY:
-        return f"is busy with {load.running} job{'s' if load.running > 1 else ''}"
-    return f"free; {_warmth(needs, pod, load)}"
+    in_hand = len(load.live) if load is not None else 0
+    if in_hand >= CAPACITY:
+        return f"is busy with {in_hand} job{'s' if in_hand > 1 else ''}"
+    return f"free; {warmth(needs, pod, load)}"
 
 
 BOOT_WORDS: Mapping[str, str] = {
@@ -181,7 +224,8 @@ def _joining(boot: Mapping[str, Any] | None) -> str:
     return f"is joining, {phase}{f' ({percent:.0f} %)' if percent is not None else ''}"
 
 
-def _warmth(needs: Needs, pod: Pod, load: Load | None) -> str:
+def warmth(needs: Needs, pod: Pod, load: Load | None) -> str:
+    """What of a job's models a pod has at hand, in words."""
     base_resident = load is not None and needs.base_model is not None and load.base_model == needs.base_model
     if needs.lora_sha256 and base_resident and load is not None and load.lora_sha256 == needs.lora_sha256:
         return "base model and LoRA are resident"
@@ -192,19 +236,14 @@ def _warmth(needs: Needs, pod: Pod, load: Load | None) -> str:
     return "nothing is resident"
 
 
-def _cost(needs: Needs, pod: Pod, load: Load | None) -> tuple[int, int, int, float, str]:
-    base_cold = int(needs.base_model is not None and (load is None or load.base_model != needs.base_model))
-    lora_cold = int(needs.lora_sha256 is not None and (load is None or load.lora_sha256 != needs.lora_sha256))
-    not_on_disk = int(needs.lora_sha256 is not None and needs.lora_sha256 not in pod.loras)
-    # The id makes equal pods come out in a fixed order.
-    return base_cold, lora_cold, not_on_disk, load.idle_since if load else 0.0, pod.id
-
-
-def _why_none(pods: Sequence[Pod], capable: Sequence[Pod], verdicts: Mapping[str, str]) -> str:
+def _why_none(
+    pods: Sequence[Pod], capable: Sequence[Pod], verdicts: Mapping[str, str], loads: Mapping[str, Load]
+) -> str:
     if not pods:
         return "No pod is known."
     if capable:
-        return "Every pod that can do this work is busy."
+        free = any(pod.id not in loads or not loads[pod.id].live for pod in capable)
+        return ABOUT_TO_BEGIN if free else "Every pod that can do this work is busy."
     told = "; ".join(f"{pod.name or pod.id} {verdicts[pod.id]}" for pod in pods[:5])
     yet = " yet" if any(pod.state == JOINING for pod in pods) else ""
     return f"No pod can do this work{yet}: {told}{' …' if len(pods) > 5 else ''}."

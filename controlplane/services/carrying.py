@@ -32,7 +32,7 @@ from controlplane.services import outcomes
 from controlplane.services.claiming import Claimed
 from controlplane.services.events import Hints
 from controlplane.services.holding import EVERY_ORDER, STOPPING, Held
-from controlplane.services.notes import Notes
+from controlplane.services.notes import Freed, Notes, nobody_cares
 from controlplane.services.outcomes import Hooks
 from controlplane.settings import Settings
 
@@ -68,6 +68,7 @@ class Carrier:
         clock: Clock,
         hooks: Hooks,
         hints: Hints,
+        freed: Freed = nobody_cares,
     ) -> None:
         self._db = db
         self._providers = providers
@@ -75,7 +76,7 @@ class Carrier:
         self._clock = clock
         self._hooks = hooks
         self._hints = hints
-        self._notes = Notes(db, clock, hints)
+        self._notes = Notes(db, clock, hints, freed)
 
     async def carry(self, claimed: Claimed) -> Held | None:
         """What there is to carry; None where the claim only had to be settled (no attempt is alive)."""

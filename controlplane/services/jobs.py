@@ -35,8 +35,9 @@ Ending = Callable[[Connection, Job, Mapping[str, Any] | None, float], None]
 """``(connection, job, error, now)``: what a kind does in the transaction in which its job failed or was cancelled."""
 
 
-Explanation = Callable[[Job], Mapping[str, Any] | None]
-"""Why a waiting job has no pod yet, as ``{pod_id, reason, considered}``; None where nothing is known of it."""
+Explanation = Callable[[Job, Collection[str]], Mapping[str, Any] | None]
+"""Why a waiting job, which failed on some pods before, has no pod yet, as ``{pod_id, reason, considered}``; None where
+nothing is known of it."""
 
 
 @dataclass(frozen=True)
@@ -157,19 +158,22 @@ class Jobs:
             assets.setdefault(asset.job_id or "", []).append(asset)
         waits = any(job.status == QUEUED for job in jobs)
         project = project_rows.get(c, project_id) if waits else None
-        explained = [self._explained(job, project) if job.status == QUEUED else job for job in jobs]
+        explained = [
+            self._explained(job, project, attempts.get(job.id, ())) if job.status == QUEUED else job for job in jobs
+        ]
         return [JobView(job, tuple(attempts.get(job.id, ())), tuple(assets.get(job.id, ()))) for job in explained]
 
-    def _explained(self, job: Job, project: Project | None) -> Job:
-        return replace(job, placement=self._placement(job, project))
+    def _explained(self, job: Job, project: Project | None, attempts: Sequence[Attempt]) -> Job:
+        return replace(job, placement=self._placement(job, project, attempts))
 
-    def _placement(self, job: Job, project: Project | None) -> Mapping[str, Any] | None:
+    def _placement(self, job: Job, project: Project | None, attempts: Sequence[Attempt]) -> Mapping[str, Any] | None:
         if project is not None and project.is_paused:
             return Choice(None, pause_words(project)).as_placement()
         rest = job.not_before - self._clock.now()
         if rest > 0:
             return Choice(None, f"it is tried again in {math.ceil(rest)} s").as_placement()
-        return (self._explain(job) if self._explain is not None else None) or job.placement
+        failed_on = {attempt.pod_id for attempt in attempts if attempt.status in ("failed", "lost")}
+        return (self._explain(job, failed_on) if self._explain is not None else None) or job.placement
 
 
 def checked_deadline(wanted: float | None, usual: float, settings: Settings) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from sqlalchemy import Connection
@@ -27,12 +27,19 @@ PROGRESS_SECONDS = 1.0
 """Progress of one job is written at most so often."""
 
 Item = tuple[Job, Attempt, News]
+Freed = Callable[[Job, Attempt], None]
+"""Is told once it is written that an attempt has finished on its pod, whose place is somebody else's by then."""
+
+
+def nobody_cares(job: Job, attempt: Attempt) -> None:
+    """The default of ``Freed``."""
 
 
 class Notes:
     """The notes of one process. Everything is called from the event loop; ``add`` neither waits nor fails."""
 
-    def __init__(self, db: Database, clock: Clock, hints: Hints) -> None:
+    def __init__(self, db: Database, clock: Clock, hints: Hints, freed: Freed = nobody_cares) -> None:
+        self._freed = freed
         self._db = db
         self._clock = clock
         self._hints = hints
@@ -138,7 +145,10 @@ class Notes:
     def _tell(self, items: Sequence[Item]) -> None:
         if any(news.started_at is not None or news.progress is not None for _, _, news in items):
             self._hints.wake(Hints.EVENTS)
-        if any(news.collecting for _, _, news in items):
+        finished = [(job, attempt) for job, attempt, news in items if news.collecting]
+        for job, attempt in finished:
+            self._freed(job, attempt)
+        if finished:
             self._hints.wake(Hints.JOBS)
 
 

@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import secrets
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,7 +20,7 @@ from controlplane.db.database import Database
 from controlplane.domain import events
 from controlplane.domain.ids import new_id
 from controlplane.domain.jobs import CANCELLING, Job, is_final
-from controlplane.domain.pods import DRAINING, JOINING, LOST, READY, SUSPECT, Pod
+from controlplane.domain.pods import DRAINING, JOINING, LOST, READY, SUSPECT, Pod, state_shown
 from controlplane.errors import BadJoinToken, NotFound, Unauthorized, UnknownProtocol, Unprocessable
 from controlplane.ports import Clock
 from controlplane.services.events import Hints, append, append_of_job
@@ -85,8 +86,14 @@ class Pods:
         return pod
 
     async def list(self, project_id: str) -> Sequence[Pod]:
-        """Every pod, oldest first."""
-        return await self._db.read(pod_rows.list_all, project_id)
+        """Every pod as people see it, oldest first: a ready one with work of ours in hand is busy."""
+
+        def list_pods(c: Connection) -> Sequence[Pod]:
+            occupied = attempt_rows.occupied_pods(c)
+            pods = pod_rows.list_all(c, project_id)
+            return [replace(pod, state=state_shown(pod.state, pod.id in occupied)) for pod in pods]
+
+        return await self._db.read(list_pods)
 
     async def authenticate(self, key: str) -> Pod:
         """The pod that owns this key; Unauthorized where none does."""

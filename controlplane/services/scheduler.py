@@ -5,27 +5,36 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import random
 import secrets
 import socket
-from collections.abc import Mapping
-
-from sqlalchemy import Connection
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from controlplane.db import jobs as job_rows
 from controlplane.db.database import Database
+from controlplane.domain.ids import new_prompt_id
+from controlplane.domain.jobs import SUCCEEDED, Attempt, Job
+from controlplane.domain.pods import Choice
+from controlplane.domain.projects import pause_words
 from controlplane.errors import StaleClaim
-from controlplane.ports import Clock, Provider
+from controlplane.ports import Clock, PodAddress, Provider
 from controlplane.services.carrying import Carrier
-from controlplane.services.claiming import Claimed, claim_next, fail_overdue, take_over
+from controlplane.services.claiming import BATCH, Claimed, Claimer, Late, fail_overdue, occupied, overdue
 from controlplane.services.events import Hints
+from controlplane.services.fleet import Fleet
 from controlplane.services.holding import Held
 from controlplane.services.outcomes import Hooks
+from controlplane.services.taking_back import to_take_back
 from controlplane.services.watching import Watcher
 from controlplane.settings import Settings
 
 log = logging.getLogger(__name__)
 
 CRASH_PAUSE_SECONDS = 5.0
+SHORTEST_PAUSE = 0.01
+LONGEST_STEP_ASIDE = 0.02
 
 
 class Scheduler:
@@ -43,18 +52,24 @@ class Scheduler:
         clock: Clock,
         hooks: Hooks,
         hints: Hints,
+        fleet: Fleet | None = None,
     ) -> None:
         self._db = db
+        self._providers = provider_by_kind
         self._settings = settings
         self._clock = clock
         self._hooks = hooks
         self._hints = hints
-        self._carrier = Carrier(db, provider_by_kind, settings, clock, hooks, hints)
+        self._carrier = Carrier(db, provider_by_kind, settings, clock, hooks, hints, self._note_done)
         self._held: dict[str, Held] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._claims: dict[str, int] = {}
         self._watcher = Watcher(db, settings, clock, hints, self._held, self._lose)
         self.owner = f"{socket.gethostname()[:40]}:{os.getpid()}:{secrets.token_hex(4)}"
+        self._fleet = Fleet(db, clock, hints, settings) if fleet is None else fleet
+        policy, age_bound = settings.placement, settings.age_bound_seconds
+        self._claimer = Claimer(self._fleet, self.owner, self._client_id, policy, age_bound)
+        self._tidied_at = float("-inf")
 
     @property
     def held_jobs(self) -> int:
@@ -81,31 +96,69 @@ class Scheduler:
         while True:
             seen = self._hints.count(Hints.JOBS)
             try:
-                claimed = await self._claim_one()
+                again = await self._claim_some()
             except Exception:  # a database that is away for a moment must not end the scheduler
                 log.exception("claiming failed")
-                claimed = False
-            if not claimed:
-                await self._hints.wait(Hints.JOBS, seen, self._settings.poll_seconds)
+                await asyncio.sleep(self._settings.poll_seconds)
+                continue
+            if not again:
+                rest = min(self._settings.poll_seconds, max(self._fleet.seconds_fresh(), SHORTEST_PAUSE))
+                await self._hints.wait(Hints.JOBS, seen, rest)
 
-    async def _claim_one(self) -> bool:
-        if len(self._tasks) >= self._settings.max_running_jobs:
+    async def _claim_some(self) -> bool:
+        """One pass; True where another one may find more."""
+        await self._fleet.refresh()
+        if time.monotonic() - self._tidied_at >= self._settings.poll_seconds:
+            await self._tidy()
+        room = self._settings.max_running_jobs - len(self._tasks)
+        if room <= 0 or not self._fleet.has_room:
             return False
-        claimed = await self._db.write(self._claim, tuple(self._tasks))
-        if claimed is None:
+        now, most = self._clock.now(), min(room, BATCH)
+        waiting = await self._db.read(self._claimer.candidates, now)
+        chosen = self._claimer.choose(waiting, now, most) if waiting else []
+        if not chosen:
+            self._take_back()
             return False
-        self._hints.wake(Hints.EVENTS)
-        task = asyncio.create_task(self._carry(claimed), name=f"job {claimed.job.id}")
-        self._tasks[claimed.job.id] = task
-        self._claims[claimed.job.id] = claimed.job.claim_no
-        return True
+        claimed = await self._db.write_fenced(self._claimer.take, chosen, now + self._settings.lease_seconds, now)
+        self._fleet.gave(occupied(claimed, chosen))
+        self._begin(claimed)
+        if len(claimed) < len(chosen):
+            # Another process was quicker, or a pod is not what it seemed: look again, and not in step with it.
+            await asyncio.sleep(random.uniform(0.0, LONGEST_STEP_ASIDE))
+            await self._fleet.refresh(at_once=True)
+            return True
+        return len(chosen) == most
 
-    def _claim(self, c: Connection, carried: tuple[str, ...]) -> Claimed | None:
+    def _take_back(self) -> None:
+        """Nothing more waits that idle pods could do; so what waits behind other work may be theirs."""
+        for held in to_take_back(self._fleet, self._held, self._clock.now()):
+            held.give("take_back")
+
+    async def _tidy(self) -> None:
+        """What only time brings about: owners that fell silent, and deadlines that pass before a pod takes the job."""
+        self._tidied_at = time.monotonic()
         now = self._clock.now()
         lease_until = now + self._settings.lease_seconds
-        fail_overdue(c, self._hooks, now)
-        expired = take_over(c, self.owner, lease_until, now, carried)
-        return expired or claim_next(c, self.owner, lease_until, now)
+        self._begin(await self._db.write_fenced(self._claimer.take_over, lease_until, now, frozenset(self._tasks)))
+        late = await self._db.read(overdue, now)
+        if late:
+            told = [(one.job, self._placement(one)) for one in late]
+            await self._db.write_fenced(fail_overdue, told, self._hooks, now)
+            self._hints.wake(Hints.EVENTS)
+
+    def _placement(self, late: Late) -> Mapping[str, Any]:
+        if late.project is not None and late.project.is_paused:
+            return Choice(None, pause_words(late.project)).as_placement()
+        return self._fleet.explain(late.job, late.failed_on) or {"reason": "Nobody looked for one."}
+
+    def _begin(self, claimed: Sequence[Claimed]) -> None:
+        for one in claimed:
+            self._tasks[one.job.id] = asyncio.create_task(self._carry(one), name=f"job {one.job.id}")
+            self._claims[one.job.id] = one.job.claim_no
+
+    def _client_id(self, pod: PodAddress) -> str:
+        provider = self._providers.get(pod.kind)
+        return provider.client_id(pod) if provider is not None else new_prompt_id()
 
     async def _carry(self, claimed: Claimed) -> None:
         job_id = claimed.job.id
@@ -114,6 +167,7 @@ class Scheduler:
             if held is not None:
                 self._held[job_id] = held
                 await self._carrier.run(held)
+                self._note_end(held)
         except StaleClaim as stale:
             log.info("%s", stale)
         except Exception:  # whatever it was, the job must not be lost: somebody re-attaches once the lease ends
@@ -124,6 +178,16 @@ class Scheduler:
             if self._tasks.get(job_id) is asyncio.current_task():
                 del self._tasks[job_id], self._claims[job_id]
             self._hints.wake(Hints.JOBS)
+
+    def _note_end(self, held: Held) -> None:
+        if held.job.status == SUCCEEDED:
+            self._note_done(held.job, held.attempt)
+        else:
+            self._fleet.ended(held.attempt.id)
+
+    def _note_done(self, job: Job, attempt: Attempt) -> None:
+        """Its place on the pod is free, and how long it took tells how long the next one of its lane will take."""
+        self._fleet.ended(attempt.id, job.lane, job.estimate_seconds)
 
     async def _release_later(self, claimed: Claimed) -> None:
         until = self._clock.now() + CRASH_PAUSE_SECONDS

@@ -1,13 +1,25 @@
-"""Placement: which pod a job goes to, and in which words it is told why there is none."""
+"""Pods: what speaks for or against one, and in which words a waiting job is told why it has none."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
 
-from controlplane.domain.pods import Load, Needs, Pod, choose
+from controlplane.domain.placement import Waiting, assign
+from controlplane.domain.pods import (
+    SHOWN_PODS,
+    Choice,
+    Live,
+    Load,
+    Needs,
+    Pod,
+    explain,
+    serves,
+    state_shown,
+)
 
 IMAGE = Needs(nodes=frozenset({"KSampler"}), models={"checkpoints": ["a.safetensors"]}, labels=frozenset({"image"}))
 
@@ -35,8 +47,16 @@ def pod(name: str, **values: Any) -> Pod:
     return dataclasses.replace(base, **values)
 
 
-def load(name: str, **values: Any) -> dict[str, Load]:
-    return {f"pod_{name}": Load(f"pod_{name}", **values)}
+def load(name: str, running: int = 0, **values: Any) -> dict[str, Load]:
+    live = tuple(Live(f"a{n}", f"j{n}", "default", n, "image", 60.0, 0.0) for n in range(running))
+    return {f"pod_{name}": Load(f"pod_{name}", live, **values)}
+
+
+def choose(needs: Needs, pods: Sequence[Pod], loads: Mapping[str, Load], avoid: frozenset[str] = frozenset()) -> Choice:
+    """What one job gets: the pod it is assigned, else why it waits."""
+    job = Waiting("job", "default", "image", "lane", needs, needs.base_model, needs.lora_sha256, 0, 0.0, 60.0, avoid)
+    made = assign([job], pods, loads, now=0.0)
+    return made[0].choice if made else explain(needs, pods, loads, avoid)
 
 
 def test_a_free_pod_that_has_everything_is_chosen() -> None:
@@ -153,3 +173,41 @@ def test_a_pods_token_and_key_are_not_printed() -> None:
     secret = pod("a", token="top-secret", key_hash="hash-of-key")
     assert "top-secret" not in repr(secret)
     assert "hash-of-key" not in repr(secret)
+
+
+def test_a_large_fleet_is_not_listed_pod_by_pod() -> None:
+    choice = choose(IMAGE, [pod(str(n)) for n in range(100)], {})
+    assert (len(choice.considered), choice.more) == (SHOWN_PODS, 100 - SHOWN_PODS)
+
+
+def test_the_pod_that_was_chosen_is_listed_in_any_fleet() -> None:
+    needs = dataclasses.replace(IMAGE, lora_sha256="x")
+    pods = [*(pod(str(n)) for n in range(50)), pod("warm", loras=("x",))]
+    assert {"pod": "pod_warm", "verdict": "free; LoRA is on its disk"} in choose(needs, pods, {}).considered
+
+
+def test_a_waiting_job_that_a_pod_is_free_for_says_so() -> None:
+    assert explain(IMAGE, [pod("a")], {}).reason == "A pod is free for this work and about to take it."
+
+
+def test_a_job_that_failed_on_the_only_idle_pod_waits_for_the_busy_one() -> None:
+    reason = explain(IMAGE, [pod("a"), pod("b")], load("b", running=1), avoid=frozenset({"pod_a"})).reason
+    assert reason == "Every pod that can do this work is busy."
+
+
+@pytest.mark.parametrize(
+    ("state", "occupied", "shown"),
+    [("ready", True, "busy"), ("ready", False, "ready"), ("draining", True, "draining"), ("suspect", True, "suspect")],
+)
+def test_a_ready_pod_with_work_in_hand_is_shown_as_busy(state: str, occupied: bool, shown: str) -> None:
+    assert state_shown(state, occupied) == shown
+
+
+def test_pods_of_the_default_project_work_for_every_project_and_others_for_their_own() -> None:
+    own = pod("b", project_id="studio")
+    assert [serves(pod("a"), "studio"), serves(own, "studio"), serves(own, "other")] == [True, True, False]
+
+
+def test_the_rest_of_a_pods_work_leaves_out_what_the_running_job_has_had_already() -> None:
+    (busy,) = load("a", running=2).values()
+    assert busy.rest(now=20.0) == 100.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,10 @@ from controlplane.domain.jobs import Attempt, Job, JobResult, NewJob, is_final
 from controlplane.domain.pods import Pod
 from controlplane.ports import Provider
 from controlplane.providers.comfyui import ComfyUIProvider, Pace
+from controlplane.services.claiming import Claimed, Claimer, occupied
 from controlplane.services.event_streams import Events
 from controlplane.services.events import Hints
+from controlplane.services.fleet import Fleet
 from controlplane.services.jobs import Jobs, JobView
 from controlplane.services.outcomes import Hooks
 from controlplane.services.pods import Pods
@@ -63,6 +65,7 @@ class Engine:
     events: Events
     provider: Provider
     hooks: Hooks
+    fleet: Fleet
     ended: list[tuple[str, str]] = field(default_factory=list)
     scheduler: Scheduler | None = None
     _task: asyncio.Task[None] | None = None
@@ -122,10 +125,25 @@ class Engine:
         stream = self.events.stream(PROJECT, job_id=job.id)
         return [event.type async for event in stream if event.type != "job.progress"]
 
+    async def claim(
+        self, owner: str = "owner", lease_seconds: float = 60.0, fleet: Fleet | None = None
+    ) -> Sequence[Claimed]:
+        """What a process that looks at the pods now claims of all that waits."""
+        seen = Fleet(self.db, self.clock, self.hints, self.settings) if fleet is None else fleet
+        await seen.refresh(at_once=True)
+        claimer = Claimer(
+            seen, owner, self.provider.client_id, self.settings.placement, self.settings.age_bound_seconds
+        )
+        now = self.clock.now()
+        chosen = claimer.choose(await self.db.read(claimer.candidates, now), now)
+        claimed = await self.db.write(claimer.take, chosen, now + lease_seconds, now)
+        seen.gave(occupied(claimed, chosen))
+        return claimed
+
     def start(self) -> None:
         """Run the scheduler."""
         providers = {"comfyui": self.provider, "embedded": self.provider}
-        self.scheduler = Scheduler(self.db, providers, self.settings, self.clock, self.hooks, self.hints)
+        self.scheduler = Scheduler(self.db, providers, self.settings, self.clock, self.hooks, self.hints, self.fleet)
         self._task = asyncio.create_task(self.scheduler.run())
 
     async def stop(self) -> None:
@@ -147,6 +165,7 @@ async def engine(folder: Path, pace: Pace = PACE, **values: Any) -> AsyncIterato
     settings = settings_for(folder, **values)
     migrate(settings.effective_database_url)
     db, clock, hints = Database(settings.effective_database_url), WallClock(), Hints()
+    fleet = Fleet(db, clock, hints, settings)
     ended: list[tuple[str, str]] = []
     hooks = Hooks(
         complete={"image": complete, "train": complete},
@@ -161,11 +180,12 @@ async def engine(folder: Path, pace: Pace = PACE, **values: Any) -> AsyncIterato
             clock=clock,
             hints=hints,
             settings=settings,
-            jobs=Jobs(db, clock, hints, hooks.on_cancelled),
+            jobs=Jobs(db, clock, hints, hooks.on_cancelled, fleet.explain),
             pods=Pods(db, clock, hints, settings, JOIN_TOKEN),
             events=Events(db, hints, settings.poll_seconds),
             provider=provider,
             hooks=hooks,
+            fleet=fleet,
             ended=ended,
         )
         try:

@@ -105,7 +105,7 @@ async def test_waiting_gives_up_after_its_time(room: Engine) -> None:
 
 async def test_a_waiting_job_is_explained_when_somebody_looks(room: Engine) -> None:
     told = {"pod_id": None, "reason": "every pod is busy", "considered": []}
-    jobs = Jobs(room.db, room.clock, room.hints, explain=lambda job: told)
+    jobs = Jobs(room.db, room.clock, room.hints, explain=lambda job, failed_on: told)
     job = await room.submit()
     assert (await jobs.get(PROJECT, job.id)).job.placement == told
 
@@ -119,6 +119,6 @@ async def test_a_job_that_is_to_be_tried_again_says_when(room: Engine) -> None:
 
 
 async def test_a_job_that_is_over_keeps_the_words_it_had(room: Engine) -> None:
-    jobs = Jobs(room.db, room.clock, room.hints, explain=lambda job: {"reason": "every pod is busy"})
+    jobs = Jobs(room.db, room.clock, room.hints, explain=lambda job, failed_on: {"reason": "every pod is busy"})
     job = await room.submit()
     assert (await jobs.cancel(PROJECT, job.id)).job.placement is None

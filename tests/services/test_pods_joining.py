@@ -10,7 +10,6 @@ import pytest
 
 from controlplane.db.events import after
 from controlplane.domain.pods import Pod
-from controlplane.services.claiming import claim_next
 from controlplane.services.pods import Pods
 from tests.services.engine import JOIN_TOKEN, PROJECT, Engine, engine
 
@@ -48,9 +47,8 @@ async def told(room: Engine, kind: str) -> list[Any]:
 async def placed(room: Engine) -> tuple[bool, str]:
     """Whether a waiting job is claimed now, and else the words of its placement."""
     job = await room.submit()
-    now = room.clock.now()
-    claim = await room.db.write(claim_next, "owner", now + 60.0, now)
-    return claim is not None, ((await room.view(job)).job.placement or {}).get("reason", "")
+    claimed = await room.claim(fleet=room.fleet)
+    return bool(claimed), ((await room.view(job)).job.placement or {}).get("reason", "")
 
 
 async def test_a_joining_pod_gets_no_work_and_the_job_says_how_far_it_is(room: Engine) -> None:

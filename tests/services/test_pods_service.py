@@ -11,7 +11,7 @@ import pytest
 from controlplane.domain.jobs import Job
 from controlplane.domain.pods import Pod
 from controlplane.errors import BadJoinToken, NotFound, Unauthorized, UnknownProtocol, Unprocessable
-from controlplane.services.claiming import Claimed, claim_next
+from controlplane.services.claiming import Claimed
 from controlplane.services.pods import reported_progress
 from tests.services.engine import JOIN_TOKEN, PROJECT, Engine, engine
 
@@ -38,9 +38,7 @@ async def claimed(room: Engine) -> tuple[Pod, Claimed]:
     """A pod that has a job's attempt in its hands."""
     pod, _ = await room.pods.register(BODY, JOIN_TOKEN)
     await room.submit(kind="train")
-    now = room.clock.now()
-    claim = await room.db.write(claim_next, "owner", now + 60.0, now)
-    assert claim is not None
+    (claim,) = await room.claim()
     assert claim.attempt is not None
     return pod, claim
 

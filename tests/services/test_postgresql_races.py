@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from controlplane.db import assets as asset_rows
+from controlplane.db import attempts as attempt_rows
 from controlplane.db import characters as character_rows
 from controlplane.db import held as held_rows
 from controlplane.db import idempotency as key_rows
@@ -24,11 +25,12 @@ from controlplane.db import jobs as job_rows
 from controlplane.db import pods as pod_rows
 from controlplane.db import rentals as rental_rows
 from controlplane.domain.jobs import CANCELLING, Job
+from controlplane.domain.pods import SLOTS
 from controlplane.domain.rentals import Offer
 from controlplane.errors import CharacterNotFound, Conflict, SpendLimit, StaleClaim, Unprocessable
 from controlplane.services import outcomes
 from controlplane.services.characters import CharacterPatch, NewCharacter, TrainAgain
-from controlplane.services.claiming import Claimed, claim_next
+from controlplane.services.claiming import Claimed
 from controlplane.services.idempotency import claim
 from controlplane.services.outcomes import News
 from controlplane.services.rental_books import RentalBooks, RentRequest
@@ -103,9 +105,7 @@ async def claimed(room: Engine, owner: str = "owner", **values: Any) -> Claimed:
     """A job in an attempt on a pod."""
     await room.pods.register(BODY, JOIN_TOKEN)
     await room.submit(**values)
-    now = room.clock.now()
-    found = await room.db.write(claim_next, owner, now + 60.0, now)
-    assert found is not None
+    (found,) = await room.claim(owner)
     return found
 
 
@@ -132,32 +132,20 @@ async def test_a_job_is_either_cancelled_or_claimed(room: Engine, monkeypatch: p
     await room.pods.register(BODY, JOIN_TOKEN)
     job = await room.submit()
 
-    def claim() -> Claimed | None:
-        now = room.clock.now()
-        return room.db.write_sync(claim_next, "owner", now + 60.0, now)
-
-    other = Meanwhile(monkeypatch, job_rows, "get_locked", claim)
+    other = Meanwhile(monkeypatch, job_rows, "get_locked", lambda: room.claim())
     view = await room.jobs.cancel(PROJECT, job.id)
-    assert (other.result(), view.job.status) == (None, "cancelled")
+    assert (other.result(), view.job.status) == ([], "cancelled")
 
 
 async def test_two_claimants_do_not_fill_one_pod_twice(room: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     await room.pods.register(BODY, JOIN_TOKEN)
-    await room.submit()
-    real = job_rows.due
-    monkeypatch.setattr(job_rows, "due", lambda c, now, most: real(c, now, most)[:1])
-    now = room.clock.now()
-    loop = asyncio.get_running_loop()
-
-    def claim() -> Claimed | None:
-        # A job of its own: the first claimant has locked the other one.
-        asyncio.run_coroutine_threadsafe(room.submit(), loop).result(10)
-        return room.db.write_sync(claim_next, "other", now + 60.0, now)
-
-    other = Meanwhile(monkeypatch, job_rows, "claim", claim)
-    mine = await room.db.write(claim_next, "one", now + 60.0, now)
+    for _ in range(40):
+        await room.submit(estimate_seconds=0.1)
+    other = Meanwhile(monkeypatch, attempt_rows, "newest_numbers", lambda: room.claim("other"))
+    mine = await room.claim("one")
     theirs = await asyncio.to_thread(other.result)
-    assert [found for found in (mine, theirs) if found is not None] in ([mine], [theirs])
+    slots = [found.attempt.slot for found in (*mine, *theirs) if found.attempt]
+    assert sorted(slots) == list(range(SLOTS))
 
 
 async def test_a_pod_that_is_drained_while_it_is_chosen_gets_no_work(
@@ -165,11 +153,10 @@ async def test_a_pod_that_is_drained_while_it_is_chosen_gets_no_work(
 ) -> None:
     pod, _ = await room.pods.register(BODY, JOIN_TOKEN)
     await room.submit()
-    drain = Meanwhile(monkeypatch, pod_rows, "known", lambda: room.pods.drain(pod.id))
-    now = room.clock.now()
-    found = await room.db.write(claim_next, "owner", now + 60.0, now)
+    drain = Meanwhile(monkeypatch, job_rows, "queued_locked", lambda: room.pods.drain(pod.id))
+    found = await room.claim()
     drain.result()
-    assert found is None
+    assert found == []
 
 
 async def test_a_heartbeat_does_not_undo_a_drain(room: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -351,8 +338,7 @@ async def test_two_rents_at_once_do_not_spend_more_than_the_limit(
 
 async def test_what_an_older_claim_writes_is_refused_on_postgresql_too(room: Engine) -> None:
     found = await claimed(room)
-    taken = await room.db.write(job_rows.take_over, "other", time.time() + 60.0, time.time() + 120.0)
-    assert taken is not None
+    assert await room.db.write(job_rows.take_over, "other", time.time() + 60.0, time.time() + 120.0)
     for news in (News(submitted_at=1.0), News(started_at=1.0), News(collecting=True), News(progress={"percent": 1.0})):
         with pytest.raises(StaleClaim):
             await room.db.write(outcomes.note, found.job, found.attempt, news, time.time())

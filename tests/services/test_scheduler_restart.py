@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
+from sqlalchemy import Connection
 
 from controlplane.db import jobs as job_rows
 from controlplane.domain.jobs import Job
 from controlplane.errors import StaleClaim
 from controlplane.services import outcomes
-from controlplane.services.claiming import claim_next
 from tests.comfy.comfyui_double import ComfyUIDouble, comfyui_double
 from tests.services.engine import PROJECT, Engine, engine
 from tests.services.scheduler_process import KILLED
@@ -69,7 +69,7 @@ async def test_a_job_is_finished_exactly_once_after_its_scheduler_was_killed(
 async def test_a_claim_without_an_attempt_goes_back_to_the_queue(room: Engine, double: ComfyUIDouble) -> None:
     await room.register(double)
     job = await room.submit()
-    await room.db.write(job_rows.claim, PROJECT, job.id, "a process that died", room.clock.now() - 1.0)
+    await room.db.write(job_rows.claim, [(job, None)], "a process that died", room.clock.now() - 1.0)
     room.start()
     view = await room.final(job)
     assert (view.job.status, len(double.received), view.job.claim_no) == ("succeeded", 1, 3)
@@ -119,11 +119,9 @@ async def test_a_write_under_an_older_claim_is_refused(room: Engine, double: Com
     await room.register(double)
     await room.submit()
     now = room.clock.now()
-    first = await room.db.write(claim_next, "one", now - 1.0, now)
-    assert first is not None
+    (first,) = await room.claim("one", lease_seconds=-1.0)
     assert first.attempt is not None
-    taken = await room.db.write(job_rows.take_over, "other", now + 60.0, now)
-    assert taken is not None
+    assert await room.db.write(job_rows.take_over, "other", now + 60.0, now)
     with pytest.raises(StaleClaim):
         await room.db.write(outcomes.succeed, first.job, first.attempt, {}, room.hooks, now)
 
@@ -134,10 +132,10 @@ async def test_a_scheduler_whose_lease_was_taken_lets_go_of_the_job(room: Engine
     job = await room.submit(held=True)
     await room.reached(job, lambda view: view.job.status == "running")
 
-    def steal(c: object) -> Job | None:
-        return job_rows.take_over(c, "other", room.clock.now() + 60, room.clock.now() + 3600)  # type: ignore[arg-type]
+    def steal(c: Connection) -> Sequence[Job]:
+        return job_rows.take_over(c, "other", room.clock.now() + 60, room.clock.now() + 3600)
 
-    assert await room.db.write(steal) is not None
+    assert await room.db.write(steal)
     assert room.scheduler is not None
     await until(lambda: room.scheduler is not None and room.scheduler.held_jobs == 0)
     double.released.set()

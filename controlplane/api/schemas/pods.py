@@ -78,7 +78,7 @@ class Pod(Reply):
     id: str
     name: str
     kind: str
-    state: Literal["joining", "ready", "draining", "suspect", "lost"]
+    state: Literal["joining", "ready", "busy", "draining", "suspect", "lost"]
     address: str
     gpu: str
     vram_bytes: int
