@@ -121,6 +121,8 @@ class Watcher:
             held.seen_progress, held.last_sign = look.progress, time.monotonic()
         silent = time.monotonic() - held.last_sign
         if look.status == CANCELLING:
+            # Whoever asks the pod to stop must ask where it is now: a new process there has never heard of the prompt.
+            _has_moved(held, pod)
             held.give("cancel")
         elif held.order is not None:
             return
@@ -128,9 +130,8 @@ class Watcher:
             held.give("deadline")
         elif pod is None or pod.state == LOST or self._is_gone(held, pod):
             held.give("pod_lost")
-        elif (pod.address, pod.token) != (held.pod.address, held.pod.token):
+        elif _has_moved(held, pod):
             # It has registered again; follow it there, and learn whether it still knows the prompt.
-            held.pod = replace(held.pod, address=pod.address, token=pod.token, state=pod.state)
             held.give("moved")
         elif held.attempt.status == RUNNING and silent > patience_with(
             held.job.kind, look.progress, self._settings.stall_seconds
@@ -146,6 +147,14 @@ class Watcher:
             return False
         silent = self._clock.now() - max(pod.last_heartbeat_at, self._listening_since)
         return silent > MISSED_HEARTBEATS * self._settings.heartbeat_seconds
+
+
+def _has_moved(held: Held, pod: Whereabouts | None) -> bool:
+    """Whether the pod is elsewhere by now; if so, that is where it is asked from here on."""
+    if pod is None or (pod.address, pod.token) == (held.pod.address, held.pod.token):
+        return False
+    held.pod = replace(held.pod, address=pod.address, token=pod.token, state=pod.state)
+    return True
 
 
 def _read(c: Connection, job_ids: list[str], pod_ids: set[str]) -> tuple[dict[str, Look], dict[str, Whereabouts]]:
