@@ -146,7 +146,9 @@ class Lines:
             line.timeout = timeout
             if line.sock is not None:
                 line.sock.settimeout(timeout)
-            line.request(method, target, self._parts(body), sized)
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                # Who refuses a large body may answer and hang up before the end of it: the answer is what counts.
+                line.request(method, target, self._parts(body), sized)
             response = line.getresponse()
             answer = response.read()
         except BaseException:

@@ -25,8 +25,10 @@ Ask = Callable[[], Awaitable[HandedOver | None]]
 """Ask the pod what has become of the prompt's files; None where it does not say."""
 
 HINT_SECONDS = 0.02
-"""How long a file is expected to come through this process before the database is asked."""
-FIRST_PAUSE, LONGEST_PAUSE, PAUSE_GROWTH = 0.25, 1.0, 1.5
+"""How long a file is expected to come through this process before the database is asked, where there are others."""
+ASK_SECONDS = 0.25
+"""After this the pod is asked, and the database where no other process is at work."""
+FIRST_PAUSE, LONGEST_PAUSE, PAUSE_GROWTH = 0.05, 1.0, 1.5
 KEPT = 2000
 
 
@@ -79,7 +81,9 @@ class Arrivals:
         promised = [one for one in named if one.upload]
         if not promised:
             return Gathered(await self.announced(job))
-        wait = _Wait(self, job, promised, _Patience(self._stall_seconds), ask)
+        # SQLite has one server: nothing comes through another one, and looking costs what hints save.
+        hint_seconds = ASK_SECONDS if self._db.is_sqlite else HINT_SECONDS
+        wait = _Wait(self, job, promised, _Patience(self._stall_seconds), ask, hint_seconds)
         try:
             return await wait.over(in_memory=len(promised) == len(named))
         finally:
@@ -143,23 +147,26 @@ class _Wait:
     promised: Sequence[Reported]
     patience: _Patience
     ask: Ask
+    hint_seconds: float
     bell: asyncio.Event = field(default_factory=asyncio.Event)
     infos: dict[str, BlobInfo] = field(default_factory=dict)
     announced: Sequence[Asset] = ()
     missing: list[Reported] = field(default_factory=list)
+    since: float = field(default_factory=time.monotonic)
 
     async def over(self, *, in_memory: bool) -> Gathered:
         for one in self.promised:
             self.arrivals.listen(_promise(self.job.id, one.upload), self.bell)
-        seconds, asks = HINT_SECONDS, False
+        pause = FIRST_PAUSE
         while not await self._all_there(in_memory):
-            if not in_memory:
-                problems = await self._problems() if asks else []
-                if problems:
-                    return Gathered(self.announced, self.infos, problems)
-                seconds = min(seconds * PAUSE_GROWTH, LONGEST_PAUSE) if asks else FIRST_PAUSE
-                asks = True
-            in_memory = await self._rung(seconds)
+            if in_memory:
+                in_memory = await self._rung(self.hint_seconds)
+                continue
+            problems = await self._problems() if time.monotonic() - self.since >= ASK_SECONDS else []
+            if problems:
+                return Gathered(self.announced, self.infos, problems)
+            in_memory = await self._rung(pause)
+            pause = min(pause * PAUSE_GROWTH, LONGEST_PAUSE)
         return Gathered(self.announced, self.infos)
 
     async def _all_there(self, in_memory: bool) -> bool:

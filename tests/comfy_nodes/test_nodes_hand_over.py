@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from comfy_nodes import host, state
 from comfy_nodes.control_plane import ControlPlane, Upload
 from comfy_nodes.hand_over import HandOver, Parcel
 from comfy_nodes.s3_save import S3Save
+from comfy_nodes.transport import Lines, TransportError
 
 PICTURE = torch.full((1, 8, 8, 3), 0.5)
 
@@ -188,6 +190,22 @@ def test_only_the_newest_prompts_are_remembered(
         fresh.add(parcel(link(linked), f"p{number}", "a"), host.pause)
         assert fresh.flush(30)
     assert [fresh.told(f"p{number}")["stored"] for number in range(4)] == [[], [], ["a"], ["a"]]
+
+
+def test_a_refusal_before_the_end_of_a_large_file_is_heard() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def refuse() -> None:
+            line, _ = server.accept()
+            with line:
+                line.recv(1000)
+                line.sendall(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 8\r\nConnection: close\r\n\r\nno more!")
+                line.shutdown(socket.SHUT_WR)
+                time.sleep(0.3)
+
+        threading.Thread(target=refuse, daemon=True).start()
+        with pytest.raises(TransportError, match="no more!"):
+            Lines().exchange("PUT", f"http://127.0.0.1:{server.getsockname()[1]}/x", {}, bytes(64 << 20))
 
 
 def test_one_connection_serves_many_files(linked: Any, folder_host: Any, monkeypatch: pytest.MonkeyPatch) -> None:

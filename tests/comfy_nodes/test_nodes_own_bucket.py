@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from comfy_nodes import own_bucket
-from comfy_nodes.own_bucket import BucketError, bucket_from_environment
 from comfy_nodes.hand_over import hand_over
+from comfy_nodes.own_bucket import BucketError, bucket_from_environment
 from comfy_nodes.s3_save import S3Save
 from tests.comfy_nodes.s3_double import CREDENTIALS, SECRET_KEY, S3Double, s3_double
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from comfy_nodes.hand_over import hand_over
 from comfy_nodes.media import pixels_of
-from comfy_nodes.provenance import DIGITAL_SOURCE_TYPE, recipe_of, without_secrets
+from comfy_nodes.provenance import DIGITAL_SOURCE_TYPE, without_secrets
 from comfy_nodes.s3_save import S3Save, safe_name
 
 GRAPH = {
@@ -39,7 +39,8 @@ def batch() -> torch.Tensor:
 
 def save(images: torch.Tensor, form: str, **options: Any) -> dict[str, Any]:
     """What the node answers, once its files are on the other side."""
-    shown = S3Save().save(images, options.pop("name", "mira"), form, prompt=options.pop("graph", GRAPH), **options)["ui"]
+    graph = options.pop("graph", GRAPH)
+    shown: dict[str, Any] = S3Save().save(images, options.pop("name", "mira"), form, prompt=graph, **options)["ui"]
     assert hand_over().flush(30)
     return shown
 
