@@ -85,10 +85,17 @@ class Director:
     async def _lane(self, missed: list[tuple[Point, str]]) -> None:
         while self._strikes:
             point, kind = self._strikes.pop()
-            if await self._strike(point, kind):
+            began = time.monotonic()
+            fired = await self._strike(point, kind)
+            if fired:
                 self.tally.fired[(point, kind)] += 1
             else:
                 missed.append((point, kind))
+            self._note(f"{kind} {point.title}: {'fired' if fired else 'missed'} in {time.monotonic() - began:.1f} s")
+
+    def _note(self, line: str) -> None:
+        with (self._world.folder / "strikes.log").open("a", encoding="utf-8") as log:
+            log.write(f"{time.time():.1f} {line}\n")
 
     async def _strike(self, point: Point, kind: str) -> bool:
         if point.where == "world":
