@@ -142,6 +142,8 @@ def of_jobs(c: Connection, project_id: str, job_ids: Sequence[str]) -> list[Asse
 
 def of_ids(c: Connection, project_id: str, asset_ids: Sequence[str]) -> list[Asset]:
     """Some assets that are not deleted, in no order."""
+    if not asset_ids:
+        return []
     query = select(_assets).where(
         _assets.c.project_id == project_id, _assets.c.id.in_(asset_ids), _assets.c.status != "deleted"
     )
@@ -197,13 +199,15 @@ def newest_of(c: Connection, project_id: str, character_ids: Sequence[str], kind
     query = (
         select(_assets)
         .select_from(_characters)
-        .join(
+        # An outer join, so that SQLite begins with the few characters; those without are left out below.
+        .outerjoin(
             _assets, and_(*mine, _assets.c.kind == kind, _assets.c.status == "stored", _assets.c.created_at == moment)
         )
         .where(_characters.c.project_id == project_id, _characters.c.id.in_(character_ids))
         .order_by(_assets.c.position.desc())
     )
-    return {cast(str, asset.character_id): asset for asset in _all(c, query)}
+    found = (_asset(row) for row in c.execute(query).mappings() if row["id"] is not None)
+    return {cast(str, asset.character_id): asset for asset in found}
 
 
 def mark_deleted(c: Connection, project_id: str, asset_ids: Sequence[str]) -> None:

