@@ -20,6 +20,7 @@ from tests.services.character_studio import PROJECT, Studio, drawing, png, studi
 Ask = Callable[[], Awaitable[HandedOver | None]]
 STALL_SECONDS = 1.0
 REFERENCES = [f"reference-{number}" for number in range(3)]
+BOTH = pytest.mark.usefixtures("each_database")
 
 
 def saying(*answers: HandedOver | None) -> Ask:
@@ -81,6 +82,7 @@ async def test_a_file_that_is_there_is_not_waited_for(tmp_path: Path) -> None:
         assert await finish(s, job, attempt, REFERENCES[0]) == [asset_id]
 
 
+@BOTH
 async def test_a_promised_file_is_waited_for(tmp_path: Path) -> None:
     async with studio(tmp_path) as s:
         job, attempt = await promising(s)
@@ -90,6 +92,7 @@ async def test_a_promised_file_is_waited_for(tmp_path: Path) -> None:
         assert await waiting == [asset_id]
 
 
+@BOTH
 async def test_a_file_that_came_through_another_process_is_found(tmp_path: Path) -> None:
     async with studio(tmp_path) as s:
         job, attempt = await promising(s)
@@ -99,6 +102,7 @@ async def test_a_file_that_came_through_another_process_is_found(tmp_path: Path)
         assert await waiting == [asset_id]
 
 
+@BOTH
 async def test_a_ticket_from_here_and_a_file_that_came_elsewhere_belong_together(tmp_path: Path) -> None:
     async with studio(tmp_path) as s:
         job, attempt = await promising(s)
@@ -198,6 +202,7 @@ async def test_the_wait_goes_on_while_the_pod_says_that_files_move(tmp_path: Pat
         assert (list(await waiting), time.monotonic() - began > 2 * STALL_SECONDS) == ([], True)
 
 
+@BOTH
 async def test_a_reference_of_another_job_brings_no_file(tmp_path: Path) -> None:
     async with studio(tmp_path, stall_seconds=STALL_SECONDS) as s:
         _, attempt = await promising(s)
@@ -207,6 +212,7 @@ async def test_a_reference_of_another_job_brings_no_file(tmp_path: Path) -> None
         assert await s.assets.verify(other, outputs(REFERENCES[0]), saying(None)) != []
 
 
+@BOTH
 async def test_the_same_reference_again_gets_the_same_ticket(tmp_path: Path) -> None:
     async with studio(tmp_path) as s:
         _, attempt = await promising(s)
