@@ -20,7 +20,7 @@ from controlplane.ports import PostAnswer
 POST_SECONDS = 15.0
 HEAD_BYTES = 500
 """How much of an answer is read."""
-CONNECTIONS_EACH = 8
+CONNECTIONS_EACH = 16
 NOT_PUBLIC = "its host is not on the public internet"
 
 

@@ -44,14 +44,14 @@ log = logging.getLogger("troupe.webhooks")
 
 LEASE_SECONDS = 60.0
 """Longer than an attempt may take: after it a delivery counts as not sent."""
-AT_ONCE = 64
-EACH_AT_ONCE = 8
+AT_ONCE = 128
+EACH_AT_ONCE = 16
 FAILING_AT_ONCE = 1
 """Attempts under way for one address in one process; an address that fails gets fewer."""
-LOOKED_AT = 64
+LOOKED_AT = 100
 IDLE_SECONDS = 30.0
 """How late the first webhook of all is noticed at worst, where the hint from another replica got lost."""
-PAUSE_SECONDS = 0.05
+PAUSE_SECONDS = 0.02
 """Between two looks, however much happens."""
 STOP_SECONDS = 3.0
 USER_AGENT = "Troupe-Webhooks"
