@@ -110,8 +110,9 @@ class Assets:
         for asset, (problem, values) in zip(gathered.announced, await asyncio.gather(*looks), strict=True):
             if problem and wanted & {asset.id, asset.upload}:
                 problems.append(problem)
-            elif problem:
-                # A sample that was announced and never arrived: nobody's result, and no reason to fail.
+            elif problem and asset.upload is None:
+                # A sample that was announced and never arrived: nobody's result, and no reason to fail. What was only
+                # promised may arrive yet, and is swept with its row once its link has expired.
                 seen[asset.id] = {"status": "deleted"}
             elif values:
                 seen[asset.id] = values
