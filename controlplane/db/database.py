@@ -92,7 +92,9 @@ class Database:
         - notes (submitted, running, progress) write the same values again; an event may be told twice, no state is;
         - an ending (succeeded, failed, cancelled) and a return to the queue find the job no longer held and raise
           StaleClaim: the first run was committed, there is nothing left to do;
-        - an asset is marked as stored or deleted, a thumbnail noted: the same values again.
+        - an asset is marked as stored or deleted, a thumbnail noted, a pod's heartbeat taken: the same values again;
+        - a ticket finds the file that was announced, a registration the pod of that instance, a cancel the cancelled
+          job, a report of progress its own number.
 
         What inserts a row is such only where its id is made up outside of ``fn``, which looks for it when it is run
         again; else a second one would be inserted.

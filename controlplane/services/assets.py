@@ -76,7 +76,7 @@ class Assets:
         limit = MAX_STATE_BYTES if body["kind"] == "state" else self._settings.max_upload_bytes
         if body["bytes"] > limit:
             raise PayloadTooLarge(f"the file has {body['bytes']:,} bytes, at most {limit:,} are taken")
-        asset = await self._db.write(self._announced, pod, body)
+        asset = await self._db.write_fenced(self._announced, pod, body)
         self._arrivals.announce(asset)
         url, headers = self._blobs.signed_put(
             asset.key, asset.media_type, asset.bytes, self._settings.upload_url_seconds
@@ -117,7 +117,7 @@ class Assets:
             elif values:
                 seen[asset.id] = values
         if seen:
-            await self._db.write(_note_looks, job, seen)
+            await self._db.write_fenced(_note_looks, job, seen)
         return problems
 
     async def list(

@@ -115,7 +115,7 @@ class Jobs:
 
         Asking again is fine; Conflict where it has succeeded or failed, NotFound where there is none.
         """
-        view = await self._db.write(self._cancel, project_id, job_id)
+        view = await self._db.write_fenced(self._cancel, project_id, job_id)
         self._hints.wake()
         return view
 

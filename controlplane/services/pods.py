@@ -61,13 +61,13 @@ class Pods:
         self._check_protocol(body["protocol"])
         self._check_reachable(str(body["address"]))
         key = secrets.token_urlsafe(32)
-        pod = await self._db.write(self._register, dict(body), _hash(key))
+        pod = await self._db.write_fenced(self._register, dict(body), _hash(key))
         self._hints.wake()
         return pod, key
 
     async def heartbeat(self, pod_id: str, key: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """Note a sign of life; answers ``{drain, heartbeat_seconds, revoked}``. Unauthorized, NotFound."""
-        drain, revived = await self._db.write(self._heartbeat, pod_id, _hash(key), dict(body))
+        drain, revived = await self._db.write_fenced(self._heartbeat, pod_id, _hash(key), dict(body))
         if revived:
             self._hints.wake()
         return {"drain": drain, "heartbeat_seconds": self._settings.heartbeat_seconds, "revoked": []}
@@ -114,7 +114,7 @@ class Pods:
 
         NotFound where this pod has no such attempt.
         """
-        cancel = await self._db.write(self._attempt_progress, pod, prompt_id, dict(body))
+        cancel = await self._db.write_fenced(self._attempt_progress, pod, prompt_id, dict(body))
         self._hints.wake(Hints.EVENTS)
         return {"cancel": cancel}
 
