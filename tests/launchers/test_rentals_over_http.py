@@ -120,6 +120,38 @@ async def test_a_provider_that_asks_for_patience_is_said_with_503(api: Api, runp
     assert (answer.status, answer.headers["Retry-After"]) == (503, "900")
 
 
+async def test_a_repeated_request_gets_the_same_bytes_and_no_second_pod(api: Api, runpod: RunPodDouble) -> None:
+    headers = {"Idempotency-Key": "one pod"}
+    first, again = [await api.post("/rentals", headers=headers) for _ in range(2)]
+    assert (again.status, again.data, again.headers["Location"]) == (202, first.data, first.headers["Location"])
+    assert (again.headers["Idempotency-Replayed"], len(runpod.pods)) == ("true", 1)
+
+
+async def test_a_repeated_request_needs_no_provider(api: Api, runpod: RunPodDouble) -> None:
+    headers = {"Idempotency-Key": "one pod"}
+    first = await api.post("/rentals", headers=headers)
+    runpod.fail("GET", *[Failure(500)] * 9)
+    assert (await api.post("/rentals", headers=headers)).data == first.data
+
+
+async def test_requests_at_once_with_one_key_rent_one_pod(api: Api, runpod: RunPodDouble) -> None:
+    headers = {"Idempotency-Key": "one pod"}
+    answers = await asyncio.gather(*(api.post("/rentals", headers=headers) for _ in range(8)))
+    assert ({answer.status for answer in answers}, len(runpod.pods)) == ({202}, 1)
+    assert len({answer.data for answer in answers}) == 1
+
+
+async def test_a_request_that_the_provider_refused_may_be_made_again_with_its_key(
+    api: Api, runpod: RunPodDouble
+) -> None:
+    headers = {"Idempotency-Key": "one pod"}
+    runpod.fail("POST", Failure(402))
+    refused = await api.post("/rentals", headers=headers)
+    taken = await api.post("/rentals", headers=headers)
+    assert (refused.status, taken.status, "Idempotency-Replayed" in taken.headers) == (402, 202, False)
+    assert len(runpod.pods) == 1
+
+
 @pytest.mark.parametrize(
     "body", [{"gpu": "x"}, {"gpu_count": 0}, {"labels": ["a,b"]}, {"max_hours": -1}, {"cloud": "MOON"}]
 )
