@@ -36,6 +36,8 @@ SHORT_SECONDS = 1.0
 """Several prompts may wait on one pod only while they need less than this together."""
 COMPARED_PODS = 64
 """A job that no pod is warm for compares so many of those that could take it, longest idle first."""
+SHOWN_RIVALS = 3
+"""In a fleet too large to name every pod, so many of those that were free as well."""
 TRAIN = "train"
 
 Resident = tuple[str | None, str | None]
@@ -160,6 +162,8 @@ def assign(
     most = len(waiting) if limit is None else limit
     made: list[Assignment] = []
     for behind in (False, True):
+        if len(made) == most or not any(board.queues.values()):
+            break
         board.open_pods(behind)
         made += islice(_turns(board, dict(work)), most - len(made))
     return made
@@ -247,11 +251,15 @@ class _Board:
         Jobs that nothing open can do are passed over; no job of lower priority, and none that came the age bound
         later than the first one, is looked at.
         """
-        near: list[Waiting] = []
+        near: dict[tuple[str, str | None, str | None], Waiting] = {}
+        first: Waiting | None = None
         for job in queue:
-            if near and self._is_beyond(near[0], job):
+            if first is not None and self._is_beyond(first, job):
                 break
-            pod = next(self._room(job), None)
+            key = (job.lane, job.base_model, job.lora_sha256)
+            if key in near and not job.tried:
+                continue  # an older job wants the same
+            pod = self._first_room(job)
             if pod is None:
                 continue
             if self._plain:
@@ -259,11 +267,12 @@ class _Board:
             warm = self._warm_pod(job)
             if warm is not None:
                 return job, warm
-            near.append(job)
+            first = first or job
+            near.setdefault(key, job)
         if not near:
             return None
         # One load for as many jobs as possible; of equally many the oldest.
-        job = max(near, key=lambda job: self._worth(job.base_model, job.lora_sha256))
+        job = max(near.values(), key=lambda job: self._worth(job.base_model, job.lora_sha256))
         return job, self._least_costly(job)
 
     def give(self, job: Waiting, pod: Pod) -> Assignment:
@@ -297,6 +306,11 @@ class _Board:
         for pod in self._able(job).values():
             if pod.id not in avoided and (not self._behind or may_wait_behind(self._load(pod), job, self._now)):
                 yield pod
+
+    def _first_room(self, job: Waiting) -> Pod | None:
+        if job.tried or self._behind:
+            return next(self._room(job), None)
+        return next(iter(self._able(job).values()), None)
 
     def _able(self, job: Waiting) -> dict[str, Pod]:
         """The open pods that have all that jobs of this lane need."""
@@ -353,9 +367,9 @@ class _Board:
     def _choice(self, job: Waiting, pod: Pod, load: Load) -> Choice:
         """The decision in words: the chosen pod first in a fleet that is too large to name every pod."""
         needs = replace(job.needs, base_model=job.base_model, lora_sha256=job.lora_sha256)
-        shown = list(self._known)
+        shown = self._known
         if len(shown) > SHOWN_PODS:
-            others = islice((one for one in self._able(job).values() if one.id != pod.id), SHOWN_PODS - 1)
+            others = islice((one for one in self._able(job).values() if one.id != pod.id), SHOWN_RIVALS)
             shown = [pod, *others]
         told = []
         for one in shown:

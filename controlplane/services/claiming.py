@@ -80,7 +80,7 @@ class Claimer:
 
     def choose(self, waiting: Sequence[Waiting], now: float, most: int = BATCH) -> list[Chosen]:
         """Places for some of the waiting jobs; call it from the event loop."""
-        offer = self._fleet.offer(waiting)
+        offer = self._fleet.offer(waiting, most)
         assigned = assign(
             waiting,
             offer.pods,

@@ -25,8 +25,8 @@ from controlplane.settings import Settings
 
 HINT_SECONDS = 0.1
 """However often pods change, they are not read again sooner than this after the last time."""
-OFFERED_PODS = 128
-"""So many idle pods, and as many with room behind running work, are compared for each lane in one pass."""
+SPARE_PODS = 16
+"""Of the idle pods, and of those with room behind running work, so many more are offered than there are jobs."""
 FORGET_SECONDS = 60.0
 """After this, what a project got from the pods counts half in whose turn it is."""
 PACE_WEIGHT = 0.3
@@ -80,6 +80,7 @@ class Fleet:
         self._stacked: dict[str, None] = {}
         self._warm: dict[Resident, dict[str, None]] = {}
         self._copies: Counter[Resident] = Counter()
+        self._holders: dict[str, dict[str, None]] = {}
         self._lacking: dict[str, dict[str, str]] = {}
         self._spent: dict[Share, tuple[float, float]] = {}
         self._pace: dict[str, float] = {}
@@ -133,6 +134,7 @@ class Fleet:
         for pod in seen.pods:
             before = self._pods.get(pod.id)
             self._pods[pod.id] = pod
+            self._note_disk(pod.id, before.loras if before is not None else (), pod.loras)
             if before is None or before.key_hash != pod.key_hash:
                 self._lacking.pop(pod.id, None)
             if pod.id not in self._loads:
@@ -198,6 +200,7 @@ class Fleet:
         self._sort_in(pod_id)
 
     def _drop(self, pod_id: str) -> None:
+        self._note_disk(pod_id, self._pods[pod_id].loras, ())
         del self._pods[pod_id]
         self._lacking.pop(pod_id, None)
         self._sort_in(pod_id)
@@ -231,6 +234,15 @@ class Fleet:
             self._warm.setdefault(resident, {})[pod_id] = None
         else:
             self._cool(resident, pod_id)
+
+    def _note_disk(self, pod_id: str, before: Sequence[str], now: Sequence[str]) -> None:
+        for sha256 in set(before) - set(now):
+            holders = self._holders.get(sha256, {})
+            holders.pop(pod_id, None)
+            if not holders:
+                self._holders.pop(sha256, None)
+        for sha256 in set(now) - set(before):
+            self._holders.setdefault(sha256, {})[pod_id] = None
 
     def _cool(self, resident: Resident, pod_id: str) -> None:
         warm = self._warm.get(resident, {})
@@ -267,23 +279,35 @@ class Fleet:
         """Whether a pod with room could do the work of a lane."""
         return next(self._able(lane, project_id, needs, chain(tuple(self._idle), tuple(self._roomy))), None) is not None
 
-    def offer(self, waiting: Sequence[Waiting]) -> Offer:
+    def offer(self, waiting: Sequence[Waiting], most: int) -> Offer:
         """What may be given to these jobs: for each lane the pods idle longest, and those that are warm for a job."""
         now = self._clock.now()
         lanes = {job.lane: job for job in waiting}
-        idle = tuple(self._idle)
-        roomy = [pod_id for pod_id in tuple(self._roomy) if takes_more(self.load(pod_id), now)]
+        offered = min(most, len(waiting)) + SPARE_PODS
         pods: dict[str, Pod] = {}
         for job in lanes.values():
-            for shelf in (idle, roomy):
+            roomy = (pod_id for pod_id in self._roomy if takes_more(self.load(pod_id), now))
+            for shelf in (self._idle, roomy):
                 able = self._able(job.lane, job.project_id, job.needs, shelf)
-                pods.update((pod.id, pod) for pod in islice(able, OFFERED_PODS))
-        for resident in {(job.base_model, job.lora_sha256) for job in waiting}:
-            warm = islice(tuple(self._warm.get(resident, ())), OFFERED_PODS)
-            pods.update((pod_id, self._pods[pod_id]) for pod_id in warm if pod_id in self._pods)
+                pods.update((pod.id, pod) for pod in islice(able, offered))
+        self._add_warm(pods, waiting, offered)
         work = {share: self._faded(share, now) for share in {job.share for job in waiting}}
         loads = {pod_id: self.load(pod_id) for pod_id in pods}
         return Offer(tuple(pods.values()), loads, self._known, self._copies, work)
+
+    def _add_warm(self, pods: dict[str, Pod], waiting: Sequence[Waiting], most: int) -> None:
+        """Add pods that have what the next jobs want in memory, or on their disk; ``most`` for each share."""
+        found: Counter[Share] = Counter()
+        looked_for: set[Resident] = set()
+        for job in sorted(waiting, key=lambda job: (-job.priority, job.created_at)):
+            resident = (job.base_model, job.lora_sha256)
+            if found[job.share] >= most or resident in looked_for:
+                continue
+            looked_for.add(resident)
+            on_disk = (pod_id for pod_id in self._holders.get(job.lora_sha256 or "", ()) if pod_id in self._idle)
+            for pod_id in chain(islice(self._warm.get(resident, ()), most), islice(on_disk, 1)):
+                pods[pod_id] = self._pods[pod_id]
+                found[job.share] += 1
 
     def _able(self, lane: str, project_id: str, needs: Needs, pod_ids: Iterable[str]) -> Iterator[Pod]:
         for pod_id in pod_ids:

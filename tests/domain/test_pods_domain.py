@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from controlplane.domain.placement import Waiting, assign
+from controlplane.domain.placement import SHOWN_RIVALS, Waiting, assign
 from controlplane.domain.pods import (
-    SHOWN_PODS,
     Choice,
     Live,
     Load,
@@ -177,7 +176,7 @@ def test_a_pods_token_and_key_are_not_printed() -> None:
 
 def test_a_large_fleet_is_not_listed_pod_by_pod() -> None:
     choice = choose(IMAGE, [pod(str(n)) for n in range(100)], {})
-    assert (len(choice.considered), choice.more) == (SHOWN_PODS, 100 - SHOWN_PODS)
+    assert (len(choice.considered), choice.more) == (1 + SHOWN_RIVALS, 99 - SHOWN_RIVALS)
 
 
 def test_the_pod_that_was_chosen_is_listed_in_any_fleet() -> None:
