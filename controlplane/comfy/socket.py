@@ -122,12 +122,14 @@ class PodSocket:
             await connection.send_json(FEATURE_FLAGS)
             self._connection = connection
             async for frame in connection:
+                failpoints.reach("socket message")
+                if failpoints.twice("socket message"):
+                    self._hear(frame)
                 self._hear(frame)
             # 1006 is aiohttp's word for an end without a close frame.
             return connection.close_code not in (None, aiohttp.WSCloseCode.ABNORMAL_CLOSURE, REPLACED)
 
     def _hear(self, frame: aiohttp.WSMessage) -> None:
-        failpoints.reach("socket message")
         self.heard_at = time.monotonic()
         if not self.connected:
             self.connected = self._opened_once = True

@@ -7,7 +7,9 @@ import contextlib
 from collections.abc import AsyncIterator
 
 import aiohttp
+import pytest
 
+from controlplane import failpoints
 from controlplane.comfy import socket as socket_module
 from controlplane.comfy.client import ComfyClient
 from controlplane.comfy.messages import Message, Started
@@ -121,3 +123,16 @@ async def test_hanging_up_is_no_loss_and_the_pod_hears_of_it(
         await until(lambda: one.socket.connected)
         await one.socket.close()
         assert (one.lost, double.sockets["client-1"].close_code) == (0, 1000)
+
+
+async def test_a_connection_that_is_cut_at_a_message_is_not_opened_again_under_the_same_id(
+    double: ComfyUIDouble, session: aiohttp.ClientSession, client: ComfyClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    armed = failpoints.Failpoints("cut@2 socket message")
+    async with listening(session, double) as one:
+        await until(lambda: one.socket.connected)
+        monkeypatch.setattr(failpoints, "_points", armed)
+        monkeypatch.setattr(failpoints, "ON", True)
+        await client.submit(replay_graph(), "prompt-1", "client-1")
+        await until(lambda: one.socket.gone)
+        assert one.told == [Started("prompt-1")]
