@@ -88,9 +88,9 @@ def all_are(state: str, number: int = 1) -> Callable[[list[Delivery]], bool]:
 @contextlib.asynccontextmanager
 async def room(folder: Path, *, private: bool = True, **values: Any) -> AsyncIterator[Room]:
     """A room whose sender is not running yet; ``private`` lets it send to loopback."""
-    async with engine(folder, webhook_private=private) as made:
-        poster = WebhookPoster(any_address, seconds=values.pop("post_seconds", 15.0))
-        give_up = values.pop("give_up_seconds", GIVE_UP_SECONDS)
+    seconds = values.pop("post_seconds", 15.0)
+    async with engine(folder, webhook_private=private, **values) as made:
+        poster, give_up = WebhookPoster(any_address, seconds=seconds), GIVE_UP_SECONDS
         sender = WebhookSender(made.db, made.clock, made.hints, poster, EventBodies(), give_up)  # type: ignore[arg-type]
         found = Room(made, Webhooks(made.db, made.clock, made.hints, made.settings), poster, sender)
         try:
