@@ -86,7 +86,7 @@ async def test_a_message_that_was_sent_by_a_process_that_died_comes_again_under_
 async def test_an_event_that_another_process_had_under_way_when_the_webhook_was_made_is_told(
     tmp_path: Path, postgresql_url: str
 ) -> None:
-    """Its transaction began before the webhook was there, and ends after it; on SQLite the webhook would wait for it."""
+    """Its transaction began before the webhook was there and ends after it; on SQLite the webhook would wait."""
     async with room(tmp_path, database_url=postgresql_url) as here:
         other = Database(here.engine.settings.effective_database_url)
         begun, go_on = threading.Event(), threading.Event()
