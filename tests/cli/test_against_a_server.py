@@ -74,6 +74,11 @@ async def test_only_what_was_given_is_sent(server):
     assert server.sent == {"character_id": "nell", "prompt": "smiling, in a forest", "seed": 7, "lora_strength": 0.0}
 
 
+async def test_urgency_is_sent_under_the_names_of_the_api(server):
+    await troupe(server, "image", "nell", "smiling", "--priority", "-5", "--deadline", "90")
+    assert (server.sent["priority"], server.sent["deadline_seconds"]) == (-5, 90.0)
+
+
 async def test_the_urls_of_what_came_out_are_printed(server, capsys):
     await troupe(server, "image", "nell", "smiling")
     assert f"{server.url}/files/default/nell/2026-11-20/job_1-0.png" in capsys.readouterr().out
