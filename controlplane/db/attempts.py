@@ -97,7 +97,7 @@ def take_slots(c: Connection, wanted: Sequence[Attempt]) -> set[str]:
     if not wanted:
         return set()
     rows = [vars(attempt) for attempt in sorted(wanted, key=lambda one: (one.pod_id, one.slot))]
-    return set(c.execute(_TAKE[c.dialect.name], rows).scalars())
+    return set(c.execute(_TAKE[c.dialect.name], rows if len(rows) > 1 else rows[0]).scalars())
 
 
 _NEWEST = (

@@ -227,7 +227,7 @@ def claim(
         {"job": job.id, "claim": job.claim_no, "owner": owner, "until": lease_until, "place": placement}
         for job, placement in chosen
     ]
-    c.execute(_CLAIM, rows)
+    c.execute(_CLAIM, rows if len(rows) > 1 else rows[0])
     return [
         replace(
             job,

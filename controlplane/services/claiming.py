@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,9 @@ WINDOW = 128
 LANES_PER_PASS = 256
 BATCH = 64
 """At most so many jobs are claimed in one transaction."""
+KEPT_SECONDS = 0.05
+"""For so long, what was read and not chosen is chosen from again; taking it shows what has become of it."""
+KEPT_LEAST = WINDOW // 2
 OVERDUE_PER_PASS = 50
 TAKEN_OVER_PER_PASS = 32
 
@@ -77,9 +81,17 @@ class Claimer:
         self._age_bound = age_bound
         self._lanes: dict[str, _Lane] = {}
         self._next_lane = ""
+        self._kept: Sequence[Waiting] = ()
+        self._read_at = float("-inf")
+
+    @property
+    def kept(self) -> Sequence[Waiting]:
+        """What the last look left over, as long as that is fresh, and enough to choose well from."""
+        fresh = time.monotonic() - self._read_at < KEPT_SECONDS
+        return self._kept if fresh and len(self._kept) >= KEPT_LEAST else ()
 
     def choose(self, waiting: Sequence[Waiting], now: float, most: int = BATCH) -> list[Chosen]:
-        """Places for some of the waiting jobs; call it from the event loop."""
+        """Places for some of the waiting jobs, the others being kept for the next time; call it from the event loop."""
         offer = self._fleet.offer(waiting, most)
         assigned = assign(
             waiting,
@@ -94,7 +106,9 @@ class Claimer:
             lacking=self._fleet.lacking,
             limit=most,
         )
-        estimates = {job.id: job.estimate_seconds for job in waiting}
+        gone = {one.job_id for one in assigned}
+        self._kept = [job for job in waiting if job.id not in gone]
+        estimates = {job.id: job.estimate_seconds for job in waiting if job.id in gone}
         return [self._chosen(one, estimates[one.job_id]) for one in assigned]
 
     def _chosen(self, assignment: Assignment, estimate: float) -> Chosen:
@@ -106,6 +120,7 @@ class Claimer:
 
     def candidates(self, c: Connection, now: float) -> list[Waiting]:
         """The next jobs of the lanes that a pod with room could work on."""
+        self._read_at = time.monotonic()
         lanes = self._lanes_to_look_at(c)
         paused = project_rows.paused(c) if lanes else frozenset()
         found = []

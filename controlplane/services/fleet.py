@@ -299,9 +299,9 @@ class Fleet:
         """Add pods that have what the next jobs want in memory, or on their disk; ``most`` for each share."""
         found: Counter[Share] = Counter()
         looked_for: set[Resident] = set()
-        for job in sorted(waiting, key=lambda job: (-job.priority, job.created_at)):
+        for job in waiting:
             resident = (job.base_model, job.lora_sha256)
-            if found[job.share] >= most or resident in looked_for:
+            if resident in looked_for or found[job.share] >= most:
                 continue
             looked_for.add(resident)
             on_disk = (pod_id for pod_id in self._holders.get(job.lora_sha256 or "", ()) if pod_id in self._idle)

@@ -114,8 +114,11 @@ class Scheduler:
         if room <= 0 or not self._fleet.has_room:
             return False
         now, most = self._clock.now(), min(room, BATCH)
-        waiting = await self._db.read(self._claimer.candidates, now)
-        chosen = self._claimer.choose(waiting, now, most) if waiting else []
+        kept = self._claimer.kept
+        chosen = self._claimer.choose(kept, now, most) if kept else []
+        if not chosen:
+            waiting = await self._db.read(self._claimer.candidates, now)
+            chosen = self._claimer.choose(waiting, now, most) if waiting else []
         if not chosen:
             self._take_back()
             return False
