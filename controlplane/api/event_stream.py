@@ -66,9 +66,7 @@ async def job_events(request: web.Request) -> web.StreamResponse:
     """
     asked = query(request, OneStreamQuery)
     project, job_id = authenticate_stream(request).project_id, request.match_info["job_id"]
-    after = _after(request, asked.after)
-    await services(request).jobs.get(project, job_id)
-    return await _stream(request, Wanted(project, job_id=job_id), after)
+    return await _stream(request, Wanted(project, job_id=job_id), _after(request, asked.after))
 
 
 async def character_events(request: web.Request) -> web.StreamResponse:

@@ -13,6 +13,7 @@ from controlplane.db import jobs as job_rows
 from controlplane.db.database import Database
 from controlplane.domain.events import JOB_FINAL, STREAM_GAP, Event
 from controlplane.domain.jobs import Job, is_final
+from controlplane.errors import NotFound
 from controlplane.services.event_tail import Reader, Tail, TooSlow, Wanted
 from controlplane.services.events import Hints
 
@@ -50,7 +51,7 @@ class EventStream:
         """Whether nothing will come any more."""
 
     async def open(self) -> None:
-        """Take the first look, or for a stream that begins now, note what now is. Call it before ``take``."""
+        """Take the first look, or for a stream that begins now, note what now is; call it before ``take``. NotFound."""
         if self._wanted.job_id is not None or self._after is None:
             self._reader = await self._tail.join(self._wanted)
         if self._wanted.job_id is None and self._after is None:
@@ -92,6 +93,8 @@ class EventStream:
         """Read one page of the table; what the last one did not show comes from the tail."""
         joined = self._reader is not None
         look = await self._db.read(_look, self._wanted, self._position)
+        if first and self._wanted.job_id is not None and look.job is None:
+            raise NotFound(f"There is no job {self._wanted.job_id}.")
         self._position = look.reached
         if first and self._after is not None and self._after < look.dropped_to:
             self._ready.append(_gap(self._wanted, self._after, look.dropped_to))
@@ -138,7 +141,7 @@ class Events:
         Without ``after`` a job's stream begins with its first event and any other one with what happens from now on.
         A job's stream ends after its final event - or, where the log no longer has that, after one that is made from
         the job; it has nothing at all where the reader has seen the final event. Other streams never end. Where the
-        log was cut off behind ``after``, the first event is a ``stream.gap``.
+        log was cut off behind ``after``, the first event is a ``stream.gap``. NotFound where there is no such job.
         """
         stream = EventStream(self._db, self._tail, wanted, after)
         try:
