@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
+_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
+
 
 def is_storable(text: str) -> bool:
     """Whether a text is free of NUL and of half a surrogate pair, which no database or file name can keep."""
-    return not any(character == "\0" or "\ud800" <= character <= "\udfff" for character in text)
+    return _UNSTORABLE.search(text) is None
