@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, and_, delete, insert, select, tuple_, update
+from sqlalchemy import ColumnElement, Connection, and_, bindparam, delete, insert, select, tuple_, update
 
 from controlplane.db.tables import idempotency_keys as _keys
 
@@ -38,9 +38,16 @@ class Kept:
     answer: Answer | None = None
 
 
+# Made once: every request with a key runs them.
+_FIND = select(_keys.c.payload_digest, _keys.c.status, _keys.c.body, _keys.c.headers, _keys.c.answer).where(
+    *(_keys.c[name] == bindparam(name) for name in Address._fields)
+)
+_KEEP = insert(_keys)
+
+
 def find(c: Connection, address: Address) -> Kept | None:
     """The first request with this key, None where there was none."""
-    row = c.execute(select(_keys).where(_at(address))).mappings().first()
+    row = c.execute(_FIND, address._asdict()).mappings().first()
     if row is None:
         return None
     answer = None if row["answer"] is None else Answer(row["status"], row["headers"] or {}, row["answer"])
@@ -56,7 +63,7 @@ def keep(c: Connection, address: Address, kept: Kept, now: float) -> None:
         "created_at": now,
         **_columns(kept.answer),
     }
-    c.execute(insert(_keys).values(**values))
+    c.execute(_KEEP, values)
 
 
 def keep_answer(c: Connection, address: Address, given: Answer) -> bool:

@@ -145,5 +145,5 @@ def digest_of(*payload: Any) -> str:
 
 def _members(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.asdict(value)
+        return vars(value)
     return dict(value) if isinstance(value, Mapping) else str(value)

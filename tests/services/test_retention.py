@@ -87,7 +87,7 @@ async def test_many_old_keys_go_in_several_small_steps(tmp_path: Path, monkeypat
 
 async def test_one_sweep_forgets_no_more_than_its_steps_allow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retention, "ROWS_AT_ONCE", 2)
-    monkeypatch.setattr(retention, "STEPS_AT_ONCE", 3)
+    monkeypatch.setattr(retention, "KEY_STEPS_AT_ONCE", 3)
     async with kept(tmp_path) as (room, sweeper):
         await keep_keys(room, 10)
         room.clock.ahead = DAY + 60
@@ -164,7 +164,7 @@ async def test_a_job_stays_as_long_as_the_version_that_it_trained(tmp_path: Path
 
 async def test_jobs_that_stay_do_not_hide_those_behind_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retention, "ROWS_AT_ONCE", 2)
-    monkeypatch.setattr(retention, "STEPS_AT_ONCE", 1)
+    monkeypatch.setattr(retention, "JOB_STEPS_AT_ONCE", 1)
     async with kept(tmp_path, job_days=7) as (room, sweeper):
         lately = update(jobs).values(finished_at=time.time())
         for days in (30, 29, 28):
