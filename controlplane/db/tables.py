@@ -176,6 +176,7 @@ jobs = Table(
         "estimate_seconds",
         "lora_sha256",
         "claim_no",
+        "status",
         sqlite_where=text(QUEUED_ROWS),
         postgresql_where=text(QUEUED_ROWS),
     ),

@@ -34,7 +34,7 @@ def upgrade() -> None:
     _give_lanes(op.get_bind())
     _give_slots(op.get_bind())
     op.drop_index("ix_jobs_claim", table_name="jobs")
-    _partial("ix_jobs_queue", "jobs", [*QUEUE, "claim_no"], QUEUED)
+    _partial("ix_jobs_queue", "jobs", [*QUEUE, "claim_no", "status"], QUEUED)
     _partial("ix_jobs_overdue", "jobs", ["deadline_at"], QUEUED)
     _partial("ix_jobs_lease", "jobs", ["lease_until"], HELD)
     _partial("uq_attempts_slot", "attempts", ["pod_id", "slot"], LIVE, unique=True)
