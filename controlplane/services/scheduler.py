@@ -15,7 +15,7 @@ from typing import Any
 from controlplane.db import jobs as job_rows
 from controlplane.db.database import Database
 from controlplane.domain.ids import new_prompt_id
-from controlplane.domain.jobs import SUCCEEDED, Attempt, Job
+from controlplane.domain.jobs import COLLECTING, Attempt, Job
 from controlplane.domain.pods import Choice
 from controlplane.domain.projects import pause_words
 from controlplane.errors import StaleClaim
@@ -183,7 +183,7 @@ class Scheduler:
             self._hints.wake(Hints.JOBS)
 
     def _note_end(self, held: Held) -> None:
-        if held.job.status == SUCCEEDED:
+        if held.attempt.status == COLLECTING:
             self._note_done(held.job, held.attempt)
         else:
             self._fleet.ended(held.attempt.id)
