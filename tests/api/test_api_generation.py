@@ -229,8 +229,11 @@ async def test_explicit_requests_are_refused(api: Api) -> None:
 
 
 @pytest.fixture(scope="module")
-def lonely(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server with a second base model, deadlines of a second, and no pod at all."""
+def lonely(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with a second base model, deadlines of a second, and no pod at all.
+
+    Made anew whenever ``server`` is: the last test here gives it a pod.
+    """
     folder: Path = tmp_path_factory.mktemp("lonely")
     templates = folder / "templates"
     shutil.copytree(Settings().templates, templates)
