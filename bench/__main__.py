@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--recipe", default="fast", help="training recipe (fast)")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     options = parser.parse_args()
-    figures = {}
+    figures: dict[str, object] = {}
     for part in options.parts:
         print(f"\n== {part}", flush=True)
         if part == "loop":
