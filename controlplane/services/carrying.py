@@ -26,7 +26,7 @@ from controlplane.domain.jobs import (
     failure_of_error,
 )
 from controlplane.domain.pods import READY, SUSPECT, Pod
-from controlplane.errors import PodRefused, PodUnreachable, TroupeError
+from controlplane.errors import PodRefused, PodUnreachable, StaleClaim, TroupeError
 from controlplane.ports import Clock, HandedOver, Provider, Update
 from controlplane.services import outcomes
 from controlplane.services.claiming import Claimed
@@ -201,9 +201,9 @@ class Carrier:
             return
         try:
             await self._write(held, outcomes.succeed, outputs, self._hooks, self._clock.now())
+        except StaleClaim:
+            raise
         except TroupeError as error:
-            if error.code == "stale_claim":
-                raise
             await self._give_up(held, Failure("unusable", error.code, error.detail))
             return
         await self._provider(held).forget(held.work)
@@ -287,6 +287,9 @@ class Carrier:
         news = await self._notes.take(held)
         try:
             await self._db.write_fenced(step, held.job, held.attempt, *arguments, news)
+        except StaleClaim:
+            self._tell()  # it may be stored already, by a commit whose answer got lost
+            raise
         except TroupeError:
             held.news = news
             raise

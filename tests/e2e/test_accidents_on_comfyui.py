@@ -70,7 +70,7 @@ class Room:
 
     async def ready_pod(self) -> dict[str, Any]:
         async with asyncio.timeout(READY_SECONDS):
-            while (pod := await self.pod()) is None or pod["state"] != "ready":  # noqa: ASYNC110 - another process
+            while (pod := await self.pod()) is None or pod["state"] not in ("ready", "busy"):  # noqa: ASYNC110 - another process
                 await asyncio.sleep(0.1)
         return pod
 
