@@ -252,13 +252,13 @@ def test_a_moment_and_long_numbers_are_kept_exactly(db: Database) -> None:
 
 def test_two_claimants_never_get_the_same_expired_job(db: Database) -> None:
     for number in range(24):
-        db.write_sync(job_rows.add, PROJECT, job(number, f"job-{number}"))
-        db.write_sync(job_rows.claim, PROJECT, f"job-{number}", "dead", 1.0)
+        queued = db.write_sync(job_rows.add, PROJECT, job(number, f"job-{number}"))
+        db.write_sync(job_rows.claim, [(queued, None)], "dead", 1.0)
     taken: list[str] = []
 
     def take_all(owner: str) -> None:
-        while (found := db.write_sync(job_rows.take_over, owner, time.time() + 60.0, time.time())) is not None:
-            taken.append(found.id)
+        while found := db.write_sync(job_rows.take_over, owner, time.time() + 60.0, time.time()):
+            taken.extend(one.id for one in found)
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(take_all, "abcd"))
