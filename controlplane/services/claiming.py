@@ -32,7 +32,7 @@ KEPT_SECONDS = 0.05
 """For so long, what was read and not chosen is chosen from again; taking it shows what has become of it."""
 KEPT_LEAST = WINDOW // 2
 OVERDUE_PER_PASS = 50
-TAKEN_OVER_PER_PASS = 32
+TAKEN_OVER_PER_PASS = 256
 
 
 @dataclass(frozen=True)

@@ -101,9 +101,9 @@ class Fleet:
         return bool(self._idle or self._roomy)
 
     @property
-    def stacked(self) -> Sequence[Load]:
+    def stacked(self) -> Iterator[Load]:
         """The loads of the pods on which prompts wait behind others."""
-        return [self._loads[pod_id] for pod_id in self._stacked]
+        return (self._loads[pod_id] for pod_id in self._stacked)
 
     def seconds_fresh(self) -> float:
         """After how long ``refresh`` will look again."""

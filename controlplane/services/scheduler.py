@@ -21,7 +21,16 @@ from controlplane.domain.projects import pause_words
 from controlplane.errors import StaleClaim
 from controlplane.ports import Clock, PodAddress, Provider
 from controlplane.services.carrying import Carrier
-from controlplane.services.claiming import BATCH, Claimed, Claimer, Late, fail_overdue, occupied, overdue
+from controlplane.services.claiming import (
+    BATCH,
+    TAKEN_OVER_PER_PASS,
+    Claimed,
+    Claimer,
+    Late,
+    fail_overdue,
+    occupied,
+    overdue,
+)
 from controlplane.services.events import Hints
 from controlplane.services.fleet import Fleet
 from controlplane.services.holding import Held
@@ -142,7 +151,12 @@ class Scheduler:
         self._tidied_at = time.monotonic()
         now = self._clock.now()
         lease_until = now + self._settings.lease_seconds
-        self._begin(await self._db.write_fenced(self._claimer.take_over, lease_until, now, frozenset(self._tasks)))
+        taken: Sequence[Claimed] = await self._db.write_fenced(
+            self._claimer.take_over, lease_until, now, frozenset(self._tasks)
+        )
+        self._begin(taken)
+        if len(taken) == TAKEN_OVER_PER_PASS:
+            self._tidied_at = float("-inf")  # there may be more of them
         late = await self._db.read(overdue, now)
         if late:
             told = [(one.job, self._placement(one)) for one in late]

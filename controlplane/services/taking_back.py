@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import islice
 
 from controlplane.domain.placement import TRAIN
 from controlplane.domain.pods import CAPACITY, Load
 from controlplane.services.fleet import Fleet
 from controlplane.services.holding import Held
 
+LOOKED_AT = 32
+"""On so many pods one look searches."""
 WORTH_SECONDS = 1.0
 """A prompt that would wait less than this, by estimate, is left where it is."""
 
@@ -20,7 +23,7 @@ def to_take_back(fleet: Fleet, held: Mapping[str, Held], now: float) -> list[Hel
     """
     wanted: list[Held] = []
     used: set[str] = set()
-    for load in fleet.stacked:
+    for load in islice(fleet.stacked, LOOKED_AT):
         for position in range(CAPACITY, len(load.live)):
             one = held.get(load.live[position].job_id)
             if one is None or not _may_be_waiting(one, load.live[position].attempt_id):
