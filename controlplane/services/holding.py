@@ -35,6 +35,8 @@ class Held:
     order: Order | None = None
     sent: bool = False
     """Whether the pod may have heard of the attempt."""
+    collecting: bool = False
+    """Whether its pod has told us how it ended; one that was taken over may be so far in its row and not here."""
     since: float = field(default_factory=time.monotonic)
     last_sign: float = field(default_factory=time.monotonic)
     """Monotonic time of the last thing heard of the attempt."""
@@ -55,7 +57,7 @@ class Held:
         """
         if self.order == "cancel" or (order == "take_back" and self.order is not None):
             return
-        if order in ABOUT_THE_RUN and self.attempt.status == COLLECTING:
+        if order in ABOUT_THE_RUN and self.collecting:
             return
         self.order = order
         if self._waiting is not None and order in self._interrupted_by and self._waiting.when() is None:
@@ -85,6 +87,7 @@ class Held:
     def reach(self, status: str) -> None:
         """Know that the attempt is so far, before it is written."""
         self.attempt = replace(self.attempt, status=status)
+        self.collecting = status == COLLECTING
 
     @property
     def begun(self) -> bool:
