@@ -39,6 +39,7 @@ from controlplane.services import generation as generation_hooks
 from controlplane.services import training as training_hooks
 from controlplane.services.assets import Assets
 from controlplane.services.characters import Characters
+from controlplane.services.durations import Durations
 from controlplane.services.event_pruning import EventPruning
 from controlplane.services.event_streams import Events
 from controlplane.services.event_tail import Tail
@@ -94,6 +95,7 @@ class Parts:
     store: LocalStore
     services: Services
     fleet: Fleet
+    durations: Durations
     launcher: RunPodLauncher | None
     notices: Notices | None
     poster: WebhookPoster
@@ -169,7 +171,18 @@ def _parts(settings: Settings, secrets: Secrets) -> Parts:
     launcher, books = _launcher(settings), RentalBooks(db, clock, settings)
     tail = Tail(db, hints, settings.poll_seconds)
     fleet = Fleet(db, clock, hints, settings)
-    jobs = Jobs(db, clock, hints, {"train": training_hooks.on_cancelled}, fleet.explain, tail)
+    durations = Durations()
+    jobs = Jobs(
+        db,
+        clock,
+        hints,
+        {"train": training_hooks.on_cancelled},
+        fleet.explain,
+        tail,
+        durations,
+        fleet.outlook,
+        fleet.estimate,
+    )
     training = Training(db, store, catalog, settings)
     characters = Characters(db, store, clock, settings, catalog, jobs, training, hints)
     views = Views(store, settings.file_url_seconds)
@@ -197,7 +210,7 @@ def _parts(settings: Settings, secrets: Secrets) -> Parts:
             db, clock, hints, poster, bodies, give_up_seconds=settings.webhook_give_up_days * 24 * 3600.0
         ),
     )
-    return Parts(settings, db, clock, hints, store, services, fleet, launcher, notices, poster)
+    return Parts(settings, db, clock, hints, store, services, fleet, durations, launcher, notices, poster)
 
 
 def _launcher(settings: Settings) -> RunPodLauncher | None:
@@ -256,7 +269,7 @@ async def _background(app: web.Application) -> AsyncIterator[None]:
 def _scheduler(parts: Parts, provider: ComfyUIProvider) -> Scheduler:
     providers = {"embedded": provider, "comfyui": provider}
     hooks = _hooks(parts)
-    return Scheduler(parts.db, providers, parts.settings, parts.clock, hooks, parts.hints, parts.fleet)
+    return Scheduler(parts.db, providers, parts.settings, parts.clock, hooks, parts.hints, parts.fleet, parts.durations)
 
 
 def _hooks(parts: Parts) -> Hooks:

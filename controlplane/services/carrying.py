@@ -15,6 +15,7 @@ from sqlalchemy import Connection
 
 from controlplane.db import pods as pod_rows
 from controlplane.db.database import Database
+from controlplane.domain.durations import Countdown
 from controlplane.domain.jobs import (
     COLLECTING,
     DEAD_DEVICE,
@@ -30,6 +31,7 @@ from controlplane.errors import PodRefused, PodUnreachable, StaleClaim, TroupeEr
 from controlplane.ports import Clock, HandedOver, Provider, Update
 from controlplane.services import outcomes
 from controlplane.services.claiming import Claimed
+from controlplane.services.durations import Durations
 from controlplane.services.events import Hints
 from controlplane.services.holding import EVERY_ORDER, STOPPING, Held
 from controlplane.services.notes import Freed, Notes, nobody_cares
@@ -69,7 +71,9 @@ class Carrier:
         hooks: Hooks,
         hints: Hints,
         freed: Freed = nobody_cares,
+        durations: Durations | None = None,
     ) -> None:
+        self._durations = Durations() if durations is None else durations
         self._db = db
         self._providers = providers
         self._settings = settings
@@ -172,10 +176,13 @@ class Carrier:
         self._notes.add(held, replace(held.news, progress=progress))
 
     def _eta(self, held: Held, fraction: float) -> float | None:
-        if held.started_at is None or fraction < 0.05:
+        started_at = held.attempt.started_at
+        if started_at is None:
             return None
-        elapsed = max(0.0, self._clock.now() - held.started_at)
-        return round(elapsed * (1.0 - fraction) / fraction, 1)
+        now = self._clock.now()
+        before = held.countdown or Countdown.begun(held.job.estimate_seconds, started_at)
+        held.countdown = before.after(now, max(0.0, now - started_at), fraction)
+        return round(held.countdown.left, 1)
 
     async def _end(self, held: Held, ending: Outputs | Failure | None) -> None:
         if held.order in ("cancel", "deadline", "stalled"):
@@ -200,7 +207,10 @@ class Carrier:
             await self._give_up(held, failure)
             return
         try:
-            await self._write(held, outcomes.succeed, outputs, self._hooks, self._clock.now())
+            now = self._clock.now()
+            await self._write(held, outcomes.succeed, outputs, self._hooks, now)
+            if held.attempt.started_at is not None:
+                self._durations.learn(held.job, now - held.attempt.started_at)
         except StaleClaim:
             raise
         except TroupeError as error:

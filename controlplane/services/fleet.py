@@ -20,6 +20,7 @@ from controlplane.domain.jobs import Attempt, Job
 from controlplane.domain.placement import TRAIN, Resident, Share, Waiting, has_place_behind, takes_more
 from controlplane.domain.pods import CAPACITY, LOST, Live, Load, Needs, Pod, explain, is_open, lacks, serves
 from controlplane.ports import Clock
+from controlplane.services.durations import Outlook
 from controlplane.services.events import Hints
 from controlplane.settings import Settings
 
@@ -30,6 +31,8 @@ SPARE_PODS = 16
 FORGET_SECONDS = 60.0
 """After this, what a project got from the pods counts half in whose turn it is."""
 PACE_WEIGHT = 0.3
+MOST_UNUSUAL = 8.0
+"""A job of a lane is not taken for more, or less, than so many times the usual one."""
 LANES_KEPT = 4096
 
 
@@ -83,7 +86,7 @@ class Fleet:
         self._holders: dict[str, dict[str, None]] = {}
         self._lacking: dict[str, dict[str, str]] = {}
         self._spent: dict[Share, tuple[float, float]] = {}
-        self._pace: dict[str, float] = {}
+        self._pace: dict[str, tuple[float, float]] = {}
         self._given: dict[str, Occupied] = {}
         self._ended: set[str] = set()
         self._changes = 0
@@ -167,19 +170,27 @@ class Fleet:
         first = load.live[0]
         if lane and estimate > 0 and first.attempt_id == attempt_id:
             took = max(0.0, self._clock.now() - max(first.since, load.idle_since))
-            self._learn(lane, took / estimate)
+            self._learn(lane, estimate, took)
         self._ended.add(attempt_id)
         self._remove(attempt_id)
 
     def estimate(self, lane: str, told: float) -> float:
-        """How long a job will take: its template's estimate, corrected by what jobs of its lane took."""
-        return told * self._pace.get(lane, 1.0)
+        """How long a job will take: what was expected of it, corrected by what jobs of its lane took.
 
-    def _learn(self, lane: str, pace: float) -> None:
+        What jobs are expected to take may be far from what it was for those that wait since before: then only what
+        others took counts, within bounds.
+        """
+        pace = self._pace.get(lane)
+        if pace is None:
+            return told
+        usual, took = pace
+        return took * min(max(told / usual, 1.0 / MOST_UNUSUAL), MOST_UNUSUAL)
+
+    def _learn(self, lane: str, told: float, took: float) -> None:
         if len(self._pace) >= LANES_KEPT:
             self._pace.clear()
-        before = self._pace.get(lane, 1.0)
-        self._pace[lane] = before + PACE_WEIGHT * (pace - before)
+        usual, before = self._pace.get(lane, (told, told))
+        self._pace[lane] = (usual + PACE_WEIGHT * (told - usual), before + PACE_WEIGHT * (took - before))
 
     def _add(self, occupied: Occupied) -> None:
         live = occupied.live
@@ -321,6 +332,15 @@ class Fleet:
             return None
         able = self._able(job.lane, job.project_id, Needs.of(job.needs, job.base_model), tuple(self._idle))
         return next((pod for pod in able if pod.id not in avoid), None)
+
+    def outlook(self, job: Job) -> Outlook | None:
+        """How soon the pods could turn to a job, from what is known already; None where nobody has looked at them."""
+        if self._heard < 0:
+            return None
+        now, needs = self._clock.now(), Needs.of(job.needs, job.base_model)
+        able = self._able(job.lane, job.project_id, needs, [pod.id for pod in self._known if is_open(pod)])
+        rests = [self.load(pod.id).rest(now) for pod in able]
+        return Outlook(len(rests), sum(rests), min(rests, default=0.0))
 
     def explain(self, job: Job, failed_on: Collection[str] = ()) -> Mapping[str, Any] | None:
         """Why a waiting job has no pod, from what is known already: the JSON shown as its ``placement``.

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
+from controlplane.domain.durations import Countdown
 from controlplane.domain.jobs import COLLECTING, RUNNING, Attempt, Job
 from controlplane.domain.pods import Pod
 from controlplane.ports import PodAddress, Update, Work
@@ -47,6 +48,8 @@ class Held:
     """What is known of the attempt and not written yet."""
     progress_at: float = float("-inf")
     """Monotonic time at which progress was written last."""
+    countdown: Countdown | None = None
+    """What is left of it, once it runs."""
     _waiting: asyncio.Timeout | None = None
     _interrupted_by: Collection[Order] = ()
 

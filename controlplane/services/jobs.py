@@ -24,6 +24,7 @@ from controlplane.domain.pods import Choice
 from controlplane.domain.projects import Project, pause_words
 from controlplane.errors import Conflict, NotFound, Unprocessable
 from controlplane.ports import Clock
+from controlplane.services.durations import Durations, Forecast, Outlook
 from controlplane.services.event_tail import Tail, Wanted
 from controlplane.services.events import Hints, append_of_job
 from controlplane.settings import Settings
@@ -56,7 +57,7 @@ class Jobs:
     """The jobs service.
 
     ``on_cancelled`` holds, by job kind, what happens in the transaction that cancels a job which no pod has seen.
-    ``explain`` knows the pods; it must not do I/O.
+    ``explain`` and ``outlook`` know the pods, ``pace`` what jobs of a lane take; they must not do I/O.
     """
 
     def __init__(
@@ -67,8 +68,14 @@ class Jobs:
         on_cancelled: Mapping[str, Ending] | None = None,
         explain: Explanation | None = None,
         tail: Tail | None = None,
+        durations: Durations | None = None,
+        outlook: Callable[[Job], Outlook | None] = lambda job: None,
+        pace: Callable[[str, float], float] = lambda lane, told: told,
     ) -> None:
         self._explain = explain
+        self._durations = Durations() if durations is None else durations
+        self._outlook = outlook
+        self._pace = pace
         self._db = db
         self._clock = clock
         self._hints = hints
@@ -77,6 +84,7 @@ class Jobs:
 
     def insert(self, c: Connection, new: NewJob) -> Job:
         """Store an accepted request and its event inside the caller's transaction; call ``hints.wake()`` after it."""
+        new = replace(new, estimate_seconds=self._durations.expected(c, new))
         job = job_rows.add(c, new.project_id, _queued(new, self._clock.now()))
         append_of_job(c, job, events.JOB_QUEUED, job.created_at)
         return job
@@ -158,10 +166,16 @@ class Jobs:
             assets.setdefault(asset.job_id or "", []).append(asset)
         waits = any(job.status == QUEUED for job in jobs)
         project = project_rows.get(c, project_id) if waits else None
+        forecast = Forecast(c, self._clock.now(), self._outlook_for(project), self._pace)
+        foretold = [forecast.of(job) for job in jobs]
         explained = [
-            self._explained(job, project, attempts.get(job.id, ())) if job.status == QUEUED else job for job in jobs
+            self._explained(job, project, attempts.get(job.id, ())) if job.status == QUEUED else job for job in foretold
         ]
         return [JobView(job, tuple(attempts.get(job.id, ())), tuple(assets.get(job.id, ()))) for job in explained]
+
+    def _outlook_for(self, project: Project | None) -> Callable[[Job], Outlook | None]:
+        """What may be expected of the pods; nothing while the project is paused."""
+        return (lambda job: None) if project is not None and project.is_paused else self._outlook
 
     def _explained(self, job: Job, project: Project | None, attempts: Sequence[Attempt]) -> Job:
         return replace(job, placement=self._placement(job, project, attempts))

@@ -270,7 +270,7 @@ def _with(c: Connection, job: Job, attempt: Attempt | None, news: News, now: flo
     values: dict[str, Any] = {}
     progress = dict(job.progress if news.progress is None else news.progress)
     if news.started_at is not None and progress.get("phase") == QUEUED:
-        progress["phase"] = RUNNING
+        progress |= {"phase": RUNNING, "eta_seconds": round(job.estimate_seconds, 1)}
     if progress != job.progress:
         values["progress"] = progress
     if news.started_at is not None and job.started_at is None:

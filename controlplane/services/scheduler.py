@@ -31,6 +31,7 @@ from controlplane.services.claiming import (
     occupied,
     overdue,
 )
+from controlplane.services.durations import Durations
 from controlplane.services.events import Hints
 from controlplane.services.fleet import Fleet
 from controlplane.services.holding import Held
@@ -62,6 +63,7 @@ class Scheduler:
         hooks: Hooks,
         hints: Hints,
         fleet: Fleet | None = None,
+        durations: Durations | None = None,
     ) -> None:
         self._db = db
         self._providers = provider_by_kind
@@ -69,7 +71,7 @@ class Scheduler:
         self._clock = clock
         self._hooks = hooks
         self._hints = hints
-        self._carrier = Carrier(db, provider_by_kind, settings, clock, hooks, hints, self._note_done)
+        self._carrier = Carrier(db, provider_by_kind, settings, clock, hooks, hints, self._note_done, durations)
         self._held: dict[str, Held] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._claims: dict[str, int] = {}

@@ -21,6 +21,7 @@ from controlplane.domain.pods import Pod
 from controlplane.ports import Provider
 from controlplane.providers.comfyui import ComfyUIProvider, Pace
 from controlplane.services.claiming import Claimed, Claimer, occupied
+from controlplane.services.durations import Durations
 from controlplane.services.event_streams import Events
 from controlplane.services.events import Hints
 from controlplane.services.fleet import Fleet
@@ -67,6 +68,7 @@ class Engine:
     hooks: Hooks
     fleet: Fleet
     ended: list[tuple[str, str]] = field(default_factory=list)
+    durations: Durations = field(default_factory=Durations)
     scheduler: Scheduler | None = None
     _task: asyncio.Task[None] | None = None
 
@@ -143,7 +145,9 @@ class Engine:
     def start(self) -> None:
         """Run the scheduler."""
         providers = {"comfyui": self.provider, "embedded": self.provider}
-        self.scheduler = Scheduler(self.db, providers, self.settings, self.clock, self.hooks, self.hints, self.fleet)
+        self.scheduler = Scheduler(
+            self.db, providers, self.settings, self.clock, self.hooks, self.hints, self.fleet, self.durations
+        )
         self._task = asyncio.create_task(self.scheduler.run())
 
     async def stop(self) -> None:

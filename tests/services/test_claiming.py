@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -66,7 +67,8 @@ async def test_every_claim_is_written_with_its_attempt(room: Engine) -> None:
     await room.submit()
     (claimed,) = await room.claim()
     view = await room.view(claimed.job)
-    assert (view.job, view.attempts) == (claimed.job, (claimed.attempt,))
+    stored = replace(view.job, progress=claimed.job.progress)  # how long it will take is worked out when it is read
+    assert (stored, view.attempts) == (claimed.job, (claimed.attempt,))
 
 
 async def test_a_pass_over_many_jobs_is_a_few_statements_in_two_transactions(room: Engine) -> None:
