@@ -38,12 +38,12 @@ METHOD = """\
 ## What was done
 
 The control planes are `troupe serve`; a supervisor starts each again when it dies. Pods are `pod_images.embedded`
-processes; their pictures take no model, their colours tell whose they are, and their trainer is done at once, so
-that what is measured is the hand-over and not the painting. Between clients, control planes, pods, webhooks'
-receivers and PostgreSQL lies a network of the harness's own that cuts, stalls and repeats single requests. Inside
-the control planes named failpoints (`controlplane/failpoints.py`) strike at the steps of a job's life: each kill is
-a SIGKILL of the process at that step, each stall a SIGSTOP until after its leases have run out. PostgreSQL runs
-with `fsync=on` and is killed with all its processes.
+processes that do not try their model before they call themselves ready; their pictures take none, their colours
+tell whose they are, and their trainer is done at once, so that the hand-over is what is tested, not the painting.
+Between clients, control planes, pods, webhooks' receivers and PostgreSQL lies a network of the harness's own that
+cuts, stalls and repeats single requests. Inside the control planes named failpoints (`controlplane/failpoints.py`)
+strike at the steps of a job's life: each kill is a SIGKILL of the process at that step, each stall a SIGSTOP until
+after its leases have run out. PostgreSQL runs with `fsync=on` and is killed with all its processes.
 
 - **kill**: the process ends there and then (at requests to pods the pod, at requests of clients the control plane).
 - **stall**: process or request stands still for longer than a lease.

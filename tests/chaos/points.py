@@ -9,7 +9,7 @@ from typing import Literal
 KINDS = ("kill", "stall", "cut", "duplicate")
 
 Where = Literal["inside", "clients", "halls", "pods", "receivers", "world"]
-Prelude = Literal["", "pod dies", "server dies", "server ends", "cancel", "training", "stream"]
+Prelude = Literal["", "pod dies", "server dies", "cancel", "training", "stream", "long"]
 
 WAYS = {"clients": "from clients", "halls": "from pods", "pods": "to pods", "receivers": "to webhooks"}
 ONE_COMMIT = "a transaction is committed once or not at all"
@@ -73,7 +73,8 @@ POINTS: tuple[Point, ...] = (
     *way("accept", "^POST /generate-image$", "clients"),
     *commit("accept", "accept_request"),
     *commit("accept", "keep_answer"),
-    *commit("claim", "claim"),
+    *commit("claim", "take"),
+    *commit("take over", "take_over", "server dies"),
     *way("submit", "^POST /prompt$", "pods"),
     *call("submit", "POST /prompt"),
     *commit("note", "write_notes"),

@@ -21,7 +21,7 @@ from tests.short_recipes import REPOSITORY
 RESTART_SECONDS = 0.2
 START_SECONDS = 90.0
 END_SECONDS = 20.0
-HOPELESS_DEATHS = 5
+HOPELESS_CRASHES = 5
 PORTS = (12000, 30000)
 
 
@@ -48,9 +48,17 @@ class Program:
     port: int
     log: Path
     deaths: int = 0
+    crashes: int = 0
+    """Deaths in a row before it listened, that nobody here has caused."""
     process: asyncio.subprocess.Process | None = None
     _keeping: asyncio.Task[None] | None = None
     _up: asyncio.Event = field(default_factory=asyncio.Event)
+    _killed: bool = False
+
+    @property
+    def is_up(self) -> bool:
+        """Whether it runs and listens."""
+        return self._up.is_set()
 
     @property
     def address(self) -> tuple[str, int] | None:
@@ -68,13 +76,12 @@ class Program:
     async def ready(self, seconds: float = START_SECONDS) -> None:
         """Wait until it listens. NotReady."""
         ever = asyncio.create_task(self._up.wait())
-        end, first = time.monotonic() + seconds, self.deaths
-        while not ever.done() and time.monotonic() < end and self.deaths - first < HOPELESS_DEATHS:
+        end = time.monotonic() + seconds
+        while not ever.done() and time.monotonic() < end and self.crashes < HOPELESS_CRASHES:
             await asyncio.wait([ever], timeout=0.2)
         ever.cancel()
         if not self._up.is_set():
-            told = f"{self.name} does not listen; {self.deaths - first} deaths meanwhile, pid {self.pid}"
-            raise NotReady(f"{told}:\n{self.log.read_text(errors='replace')[-3000:]}")
+            raise NotReady(f"{self.name} does not listen:\n{self.log.read_text(errors='replace')[-3000:]}")
 
     async def stop(self) -> None:
         """End it for good, politely."""
@@ -99,6 +106,7 @@ class Program:
     async def kill(self) -> None:
         """End it as a power cut would; it is started again."""
         self._up.clear()
+        self._killed = True
         self.signal(signal.SIGKILL)
         if self.process is not None:
             await self.process.wait()
@@ -127,8 +135,11 @@ class Program:
                 await self.process.wait()
             finally:
                 listening.cancel()
+                was_up = listening.done() or self._killed
                 self._up.clear()
+            self._killed = False
             self.deaths += 1
+            self.crashes = 0 if was_up else self.crashes + 1
             await asyncio.sleep(RESTART_SECONDS)
 
     async def _listening(self) -> None:

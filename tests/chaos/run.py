@@ -15,7 +15,7 @@ from tests.chaos.shape import Shape, Wishes
 from tests.chaos.strikes import Director, Tally
 from tests.chaos.world import SWEEP_SECONDS, World, pods_joined, world
 
-SETTLE_SECONDS = 180.0
+SETTLE_SECONDS = 120.0
 """How long after the last strike the last job may take to end."""
 AHEAD_PAUSE_SECONDS = 0.15
 """Between two requests while there are more strikes left than jobs to go with them."""
@@ -71,6 +71,9 @@ async def _struck(made: World, clients: Clients, receivers: Receivers) -> Tally:
             want(training=True, cancel_after=None, twin=False)
         elif prelude == "cancel":
             want(training=False, seconds=3.0, cancel_after=0.7, again=False)
+        elif prelude == "long":
+            for _ in made.pods:
+                want(training=False, seconds=1.5, cancel_after=None, again=False)
         elif prelude == "stream":
             want(training=False, streamed=True, cancel_after=None)
 
@@ -85,7 +88,13 @@ async def _struck(made: World, clients: Clients, receivers: Receivers) -> Tally:
         if striking.done() and (error := striking.exception()) is not None:
             raise error
     await striking
-    await asyncio.gather(*wanted)
+    # Who waits for a job that never ends is sent home; the audit tells of the job.
+    _, waiting = await asyncio.wait(wanted, timeout=SETTLE_SECONDS)
+    for task in waiting:
+        task.cancel()
+    for failed in await asyncio.gather(*wanted, return_exceptions=True):
+        if isinstance(failed, Exception):
+            raise failed
     return director.tally
 
 

@@ -22,6 +22,7 @@ PATIENCE_SECONDS = 20.0
 """How long a strike waits for its point to be reached."""
 UNKNOWN_SECONDS = 8.0
 """The same for a failpoint that no control plane has passed yet."""
+PREPARE_SECONDS = 3.0
 LOOK_SECONDS = 0.05
 AWAY_SECONDS = 1.5
 ROUNDS = 3
@@ -66,6 +67,7 @@ class Director:
         self._random.shuffle(self._strikes)
         self.total = len(self._strikes)
         self._alone = asyncio.Lock()
+        self._dying = asyncio.Lock()
 
     @property
     def left(self) -> int:
@@ -108,15 +110,24 @@ class Director:
     async def _prepare(self, prelude: Prelude) -> None:
         world = self._world
         if prelude == "pod dies":
-            await self._random.choice(world.pods[: world.shape.picture_pods]).kill()
+            async with self._dying:  # one at a time, and each is up again before the next
+                pod = self._random.choice(world.pods[: world.shape.picture_pods])
+                await pod.ready()
+                await self._ask("long")
+                await asyncio.sleep(0.3)
+                await pod.kill()
+                await pod.ready()
         elif prelude == "server dies":
+            await self._ask("long")
+            await asyncio.sleep(0.5)
             await self._random.choice(world.servers).kill()
-        elif prelude == "server ends":
-            self._random.choice(world.servers).signal(signal.SIGTERM)
+            await asyncio.sleep(0.7 * world.shape.lease)
         elif prelude:
             await self._ask(prelude)
 
     async def _strike_inside(self, point: Point, kind: str) -> bool:
+        if point.prelude == "server dies":
+            await self._prepare(point.prelude)  # first, as a look for what is left behind passes there as well
         number = self._numbers = self._numbers + 1
         entry = f"{kind} {point.name} #{number}"
         self._arm(number, entry)
@@ -139,15 +150,22 @@ class Director:
     async def _reached(
         self, point: Point, look: Callable[[], int | None], patience: float = PATIENCE_SECONDS
     ) -> int | None:
-        end, prepared = time.monotonic() + patience, 0.0
-        while time.monotonic() < end:
-            if point.prelude and time.monotonic() - prepared > PATIENCE_SECONDS / 3:
-                prepared = time.monotonic()
-                await self._prepare(point.prelude)
-            if (found := look()) is not None:
-                return found
-            await asyncio.sleep(LOOK_SECONDS)
-        return None
+        end = time.monotonic() + patience * (3 if point.prelude else 1)
+        preparing = asyncio.create_task(self._prepare_again_and_again(point.prelude))
+        try:
+            while time.monotonic() < end:
+                if (found := look()) is not None:
+                    return found
+                await asyncio.sleep(LOOK_SECONDS)
+            return None
+        finally:
+            preparing.cancel()
+            await asyncio.gather(preparing, return_exceptions=True)
+
+    async def _prepare_again_and_again(self, prelude: Prelude) -> None:
+        while prelude and prelude != "server dies":
+            await self._prepare(prelude)
+            await asyncio.sleep(PREPARE_SECONDS)
 
     def _arm(self, number: int, entry: str | None) -> None:
         if entry is None:

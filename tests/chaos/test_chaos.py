@@ -20,7 +20,7 @@ HANDFUL = (
     "POST /prompt to pods, answer: kill",
     "PUT /files/ from pods, request: cut",
     "PUT /files/ from pods, answer: cut",
-    "claim before commit: kill",
+    "take before commit: kill",
     "succeed before commit: kill",
     "succeed after commit: kill",
     "a control plane: stall",

@@ -178,10 +178,13 @@ def _pods(made: World) -> list[Program]:
     interpreter = made.folder / "trainer-python"
     interpreter.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{TRAINER}" "$@"\n')
     interpreter.chmod(interpreter.stat().st_mode | stat.S_IXUSR)
+    nothing = made.folder / "no-models"
+    nothing.mkdir(exist_ok=True)
     for pod, hall in zip(made.pods, made.halls, strict=True):
         data = made.folder / "pods" / pod.name
         pod.arguments = (
-            *(sys.executable, "-m", "pod_images.embedded", "--engine", "tiny", "--threads", "1"),
+            *(sys.executable, "-m", "tests.chaos.pod", "--threads", "1"),
+            *(("--engine", "tiny") if pod.name == "trainer" else ("--models", str(nothing))),
             *("--node-pack", str(HERE / "nodes"), "--data", str(data), "--port", str(pod.port)),
             *("--control-plane", hall.url, "--name", pod.name, "--parent-pid", str(os.getpid())),
             *("--labels", "train" if pod.name == "trainer" else "image,video"),
