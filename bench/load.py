@@ -14,13 +14,14 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import orjson
 
+from bench import yardstick
 from bench.http_wire import Caller
 from bench.postgresql import postgresql
 from bench.processes import Program, Usage, control_plane, simulated_pods, usage
@@ -49,6 +50,8 @@ class Result:
     peak_bytes: dict[str, int]
     not_succeeded: int
     doubled: int
+    yardstick_ms: float
+    """CPU time of a fixed piece of work meanwhile (see yardstick.py)."""
 
     def line(self) -> str:
         cpu = "  ".join(f"{name} {value:.2f}" for name, value in self.cpu_ms_per_job.items())
@@ -58,7 +61,7 @@ class Result:
             f"accepted {self.accepted_per_second:.0f}/s, finished {self.finished_per_second:.0f}/s; "
             f"accept p50 {self.accept_p50_ms:.1f} p95 {self.accept_p95_ms:.1f} ms; "
             f"finish p50 {self.finish_p50_ms:.0f} p95 {self.finish_p95_ms:.0f} ms\n"
-            f"{'':11}CPU ms per job: {cpu}\n{'':11}peak MB: {memory}"
+            f"{'':11}CPU ms per job: {cpu}  (yardstick {self.yardstick_ms:.2f})\n{'':11}peak MB: {memory}"
             + (f"\n{'':11}NOT SUCCEEDED: {self.not_succeeded}" if self.not_succeeded else "")
             + (f"\n{'':11}RUN MORE THAN ONCE: {self.doubled}" if self.doubled else "")
         )
@@ -130,7 +133,8 @@ async def drive(place: Site, options: argparse.Namespace) -> Result:
     before = place.usages()
     counts = await _counts(place)
     peak: dict[str, int] = {}
-    watch = asyncio.create_task(_watched(place, peak))
+    yardsticks: list[float] = [yardstick.milliseconds()]
+    watch = asyncio.create_task(_watched(place, peak, yardsticks))
     began = time.monotonic()
     took, accepted = await _post(place, options.jobs, options)
     accepting = time.monotonic() - began
@@ -147,7 +151,7 @@ async def drive(place: Site, options: argparse.Namespace) -> Result:
         options.database.split(":")[0], options.pods, options.jobs, options.concurrency,
         options.jobs / accepting, options.jobs / seconds, seconds,
         1000 * statistics.median(took), 1000 * share(took, 0.95), statistics.median(waits), share(waits, 0.95),
-        cpu, peak, options.jobs - len(succeeded), len(executed) - len(set(executed)),
+        cpu, peak, options.jobs - len(succeeded), len(executed) - len(set(executed)), statistics.median(yardsticks),
     )  # fmt: skip
 
 
@@ -225,8 +229,9 @@ async def _counts(place: Site, short: bool = False) -> dict[str, Any]:
     return orjson.loads((await caller.call("GET", "/counts?short" if short else "/counts"))[1])
 
 
-async def _watched(place: Site, peak: dict[str, int]) -> None:
+async def _watched(place: Site, peak: dict[str, int], yardsticks: list[float]) -> None:
     while True:
+        yardsticks.append(yardstick.milliseconds())
         for name, one in place.usages().items():
             peak[name] = max(peak.get(name, 0), one.rss)
         await asyncio.sleep(1.0)
@@ -241,6 +246,12 @@ def _epoch(text: str) -> float:
 def share(values: Sequence[float], share: float) -> float:
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def growth(before: Mapping[str, Any], after: Mapping[str, Any]) -> float:
+    """How much more CPU a job costs the control plane, each measured by the yardstick beside it."""
+    costs = [row["cpu_ms_per_job"]["control plane"] / row["yardstick_ms"] for row in (before, after)]
+    return costs[1] / costs[0]
 
 
 async def run(options: argparse.Namespace) -> Result:

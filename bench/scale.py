@@ -79,6 +79,7 @@ async def _asked(options: argparse.Namespace, folder: Path, kept: load.Store) ->
     return {
         "start_seconds": started,
         "cpu_ms_per_job": driven.cpu_ms_per_job,
+        "yardstick_ms": driven.yardstick_ms,
         "finished_per_second": driven.finished_per_second,
         "lost_or_doubled": driven.not_succeeded + driven.doubled,
         "one_job_p50_ms": statistics.median(alone),
@@ -135,7 +136,7 @@ def judged(rows: Sequence[dict[str, Any]]) -> list[tuple[str, bool]]:
         by_size = {row["finished_jobs"]: row for row in rows if row["database"] == database}
         few, many = by_size.get(FINISHED[1]), by_size.get(FINISHED[2])
         if few is not None and many is not None:
-            grown = many["cpu_ms_per_job"]["control plane"] / few["cpu_ms_per_job"]["control plane"]
+            grown = load.growth(few, many)
             told = f"{database}: CPU per job grows {grown:.2f}-fold from 10,000 to 1,000,000 finished jobs"
             verdicts.append((f"{told}, aim under {GROWTH}", grown < GROWTH))
     return verdicts

@@ -87,9 +87,9 @@ def judged(found: dict[str, Any]) -> list[tuple[str, bool]]:
             verdicts.append((f"{database}, 100 pods: {rate:.0f} finished/s, at least {least}", rate >= least))
             verdicts.append((f"{database}, 100 pods: {rate:.0f} finished/s, aiming at {aim}", rate >= aim))
         if {10, 1000} <= set(by_pods):
-            few, many = (by_pods[pods]["cpu_ms_per_job"]["control plane"] for pods in (10, 1000))
-            told = f"{database}: CPU per job grows {many / few:.2f}-fold from 10 to 1,000 pods, aim under {GROWTH}"
-            verdicts.append((told, many / few < GROWTH))
+            grown = load.growth(by_pods[10], by_pods[1000])
+            told = f"{database}: CPU per job grows {grown:.2f}-fold from 10 to 1,000 pods, aim under {GROWTH}"
+            verdicts.append((told, grown < GROWTH))
     for database, row in found["idle"].items():
         share, memory = row["control plane share of a core"], row["control plane bytes"]
         told = f"{database}, {IDLE_PODS} idle pods: {share:.2%} of a core, aim under {IDLE_SHARE:.0%}"
