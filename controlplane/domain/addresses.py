@@ -9,7 +9,10 @@ from urllib.parse import urlsplit
 AddressRule = Callable[[str], bool]
 """Whether an IP address may be dialled."""
 
-_NAT64 = IPv6Network("64:ff9b::/96")
+_CARRIERS = (IPv6Network("64:ff9b::/96"), IPv6Network("::/96"), IPv6Network("::ffff:0:0:0/96"))
+"""NAT64, and two old ways to write an IPv4 address as one of IPv6: the IPv4 address is at the end."""
+_INSIDE = (IPv6Network("64:ff9b:1::/48"), IPv6Network("fec0::/10"))
+"""NAT64 inside a network, and site-local addresses, which Python takes for public ones."""
 
 
 def is_public(address: str) -> bool:
@@ -18,6 +21,8 @@ def is_public(address: str) -> bool:
     An IPv6 address that stands for an IPv4 one is judged by that.
     """
     found = ip_address(address.split("%")[0])
+    if any(found in network for network in _INSIDE):
+        return False
     meant = _embedded(found) or found
     return meant.is_global and not meant.is_multicast
 
@@ -64,7 +69,7 @@ def url_fault(url: str, *, private: bool) -> str:
 def _embedded(found: IPv4Address | IPv6Address) -> IPv4Address | None:
     if isinstance(found, IPv4Address):
         return None
-    if found in _NAT64:
+    if any(found in carrier for carrier in _CARRIERS):
         return IPv4Address(found.packed[-4:])
     teredo = found.teredo[1] if found.teredo is not None else None
     return found.ipv4_mapped or found.sixtofour or teredo

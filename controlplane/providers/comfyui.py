@@ -159,7 +159,7 @@ class ComfyUIProvider:
         self._close(link)
 
     def _close(self, link: PodLink) -> asyncio.Task[None]:
-        task = asyncio.create_task(link.close())
+        task = asyncio.create_task(link.close(replaced=True))
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
         return task

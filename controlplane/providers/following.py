@@ -52,6 +52,8 @@ class Follower:
         self.on_pod = False
         """Whether the prompt was submitted, so that its absence means something."""
         self.running = False
+        self.is_followed = False
+        """Whether anybody takes its updates."""
         self._client = client
         self._pace = pace
         self._look_soon = look_soon
@@ -98,6 +100,7 @@ class Follower:
     async def updates(self) -> AsyncIterator[Update]:
         """Updates until a final one."""
         told_running = False
+        self.is_followed = True
         while True:
             await self._bell.wait()
             self._bell.clear()

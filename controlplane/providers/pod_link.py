@@ -128,11 +128,20 @@ class PodLink:
         elif self._forget_timer is None:
             self._forget_timer = asyncio.get_running_loop().call_later(FORGET_SECONDS, self._flush_soon)
 
-    async def close(self) -> None:
-        """Tell the pod what it can forget, and hang up in an orderly way."""
-        for timer in (self._timer, self._forget_timer):
-            if timer is not None:
-                timer.cancel()
+    async def close(self, *, replaced: bool = False) -> None:
+        """Tell the pod what it can forget, and hang up in an orderly way.
+
+        One that is ``replaced`` by a link to another address still looks after those who follow a prompt here: the
+        pod may have come back to its old address, or they learn there that it is gone.
+        """
+        if replaced:
+            self._followers = {name: one for name, one in self._followers.items() if one.is_followed}
+        else:
+            self._followers.clear()
+        if self._timer is not None and not self._followers:
+            self._timer.cancel()
+        if self._forget_timer is not None:
+            self._forget_timer.cancel()
         self._flush_soon()
         sockets, self._sockets = list(self._sockets.values()), {}
         for socket in sockets:
@@ -140,6 +149,8 @@ class PodLink:
         _, late = await asyncio.wait(self._tasks, timeout=PARTING_SECONDS)
         for task in late:
             task.cancel()
+        if self._followers:
+            self._arm()
 
     # hints
 

@@ -12,6 +12,7 @@ from sqlalchemy import Connection
 
 from controlplane.db import assets as asset_rows
 from controlplane.db import characters as character_rows
+from controlplane.db import held as held_rows
 from controlplane.db import pods as pod_rows
 from controlplane.db.assets import Maker
 from controlplane.db.database import Database
@@ -30,7 +31,15 @@ from controlplane.domain.ids import new_id
 from controlplane.domain.jobs import Job
 from controlplane.domain.pages import Page, Position, checked_limit, decode, page_of
 from controlplane.domain.pods import Pod
-from controlplane.errors import Conflict, NotFound, PayloadTooLarge, StaleAttempt, Unauthorized, Unprocessable
+from controlplane.errors import (
+    Conflict,
+    NotFound,
+    PayloadTooLarge,
+    StaleAttempt,
+    StaleClaim,
+    Unauthorized,
+    Unprocessable,
+)
 from controlplane.ports import BlobInfo, BlobStore, Clock
 from controlplane.services.arrivals import Arrivals, Ask, nobody
 from controlplane.services.outputs import reported
@@ -266,6 +275,9 @@ def _current(c: Connection, project_id: str, pod_id: str, prompt_id: str) -> Mak
 
 
 def _note_looks(c: Connection, job: Job, seen: Mapping[str, Mapping[str, Any]]) -> None:
+    if held_rows.standing(c, job) is None:
+        # What was looked at may be another attempt's, whose files are still on their way.
+        raise StaleClaim(f"Job {job.id} is no longer held by claim {job.claim_no}.")
     for asset_id, values in seen.items():
         asset_rows.change(c, job.project_id, asset_id, values)
 

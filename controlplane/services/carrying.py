@@ -27,7 +27,7 @@ from controlplane.domain.jobs import (
     failure_of_error,
 )
 from controlplane.domain.pods import READY, SUSPECT, Pod
-from controlplane.errors import PodRefused, PodUnreachable, StaleClaim, TroupeError
+from controlplane.errors import DatabaseAway, PodRefused, PodUnreachable, StaleClaim, TroupeError
 from controlplane.ports import Clock, HandedOver, Provider, Update
 from controlplane.services import outcomes
 from controlplane.services.claiming import Claimed
@@ -104,7 +104,7 @@ class Carrier:
             elif held.order == "take_back":
                 if ending is None and await self._taken_back(held):
                     return
-                held.obeyed("take_back")
+                held.stay()
         await self._end(held, ending)
 
     async def close(self) -> None:
@@ -211,8 +211,8 @@ class Carrier:
             await self._write(held, outcomes.succeed, outputs, self._hooks, now)
             if held.attempt.started_at is not None:
                 self._durations.learn(held.job, now - held.attempt.started_at)
-        except StaleClaim:
-            raise
+        except (StaleClaim, DatabaseAway):
+            raise  # says nothing of the outputs: whoever holds the job next finds them where they are
         except TroupeError as error:
             await self._give_up(held, Failure("unusable", error.code, error.detail))
             return

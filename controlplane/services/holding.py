@@ -24,6 +24,9 @@ STOPPING: frozenset[Order] = frozenset({"cancel", "deadline"})
 ABOUT_THE_RUN: frozenset[Order] = frozenset({"stalled", "moved", "take_back"})
 """Of no concern any more once the pod has finished."""
 
+STAY_SECONDS = 15.0
+"""A prompt that its pod has kept is not asked back sooner than this, the next time twice as long, and so on."""
+
 
 @dataclass
 class Held:
@@ -50,6 +53,9 @@ class Held:
     """Monotonic time at which progress was written last."""
     countdown: Countdown | None = None
     """What is left of it, once it runs."""
+    stays_until: float = float("-inf")
+    """Monotonic time before which nobody asks for its prompt to be taken back again."""
+    _stay_seconds: float = STAY_SECONDS
     _waiting: asyncio.Timeout | None = None
     _interrupted_by: Collection[Order] = ()
 
@@ -70,6 +76,12 @@ class Held:
         """The order is done with; another one that came meanwhile stays."""
         if self.order == order:
             self.order = None
+
+    def stay(self) -> None:
+        """It was not taken back. Each asking begins to follow it anew, with all patience: so not too often."""
+        self.obeyed("take_back")
+        self.stays_until = time.monotonic() + self._stay_seconds
+        self._stay_seconds *= 2
 
     async def unless(self, orders: Collection[Order], work: Callable[[], Awaitable[T]]) -> T | None:
         """What ``work`` comes to; None where one of these orders is there or comes first."""

@@ -181,6 +181,7 @@ class Scheduler:
 
     async def _carry(self, claimed: Claimed) -> None:
         job_id = claimed.job.id
+        held: Held | None = None
         try:
             held = await self._carrier.carry(claimed)
             if held is not None:
@@ -193,7 +194,9 @@ class Scheduler:
             log.exception("carrying job %s failed", job_id)
             await self._release_later(claimed)
         finally:
-            self._held.pop(job_id, None)
+            # Both may be those of a later claim of ours by now, made while this one learned that it had ended.
+            if self._held.get(job_id) is held:
+                self._held.pop(job_id, None)
             if self._tasks.get(job_id) is asyncio.current_task():
                 del self._tasks[job_id], self._claims[job_id]
             self._hints.wake(Hints.JOBS)

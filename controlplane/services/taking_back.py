@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from itertools import islice
 
@@ -40,7 +41,8 @@ def to_take_back(fleet: Fleet, held: Mapping[str, Held], now: float) -> list[Hel
 
 def _may_be_waiting(held: Held, attempt_id: str) -> bool:
     """Whether this is its first try - one that failed somewhere may not like the idle pod - not begun that we know."""
-    return held.order is None and held.attempt.id == attempt_id and held.attempt.number == 1 and not held.begun
+    known = held.order is None and held.attempt.id == attempt_id and not held.in_doubt
+    return known and held.attempt.number == 1 and not held.begun and time.monotonic() >= held.stays_until
 
 
 def _wait(load: Load, position: int, now: float) -> float:

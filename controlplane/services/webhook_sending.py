@@ -135,7 +135,7 @@ class WebhookSender:
             await self._db.write(outbox.give_up, webhook_id, self._clock.now())
         if not look.chosen:
             self._next_at = look.next_at
-            return False
+            return bool(look.strays)  # they may have hidden others
         ready = await asyncio.gather(*(self._with_body(one, look) for one in look.chosen))
         now = self._clock.now()
         taken = await self._db.write(claim_deliveries, ready, now + LEASE_SECONDS, now)

@@ -284,3 +284,16 @@ async def test_whether_a_silent_pod_has_begun_is_not_known(provider: ComfyUIProv
     await provider.start(one)
     double.away = True
     assert await provider.withdraw(one) is False
+
+
+async def test_a_prompt_is_followed_to_its_end_though_the_pod_is_taken_to_be_elsewhere_meanwhile(
+    provider: ComfyUIProvider, double: ComfyUIDouble
+) -> None:
+    one = work(provider, double, held=True)
+    await provider.start(one)
+    task = asyncio.create_task(followed(provider, one))
+    await double.started.wait()
+    provider.client_id(PodAddress("pod_1", "http://127.0.0.1:9", "an older token"))
+    await asyncio.sleep(0)
+    double.released.set()
+    assert (await asyncio.wait_for(task, 20))[-1].kind == "succeeded"

@@ -15,12 +15,16 @@ from sqlalchemy import Connection
 from controlplane.comfy.client import ComfyClient, open_session
 from controlplane.db import attempts as attempt_rows
 from controlplane.db import held as held_rows
+from controlplane.db.attempts import Occupied
 from controlplane.domain.ids import new_prompt_id
-from controlplane.domain.jobs import CLAIMED, Attempt, Job
-from controlplane.services import carrying
+from controlplane.domain.jobs import CLAIMED, HELD, Attempt, Job, JobResult
+from controlplane.domain.pods import Live
+from controlplane.errors import DatabaseAway
+from controlplane.services import carrying, taking_back
 from controlplane.services.carrying import Carrier
 from controlplane.services.holding import Held, Order
 from controlplane.services.jobs import JobView
+from controlplane.services.taking_back import to_take_back
 from tests.comfy.comfyui_double import ComfyUIDouble, replay_graph
 from tests.services.engine import PROJECT, Engine, engine
 from tests.waiting import until
@@ -185,6 +189,24 @@ async def test_what_has_succeeded_while_it_was_cancelled_ends_as_cancelled(room:
     assert (await one.over()).job.status == "cancelled"
 
 
+# outcomes
+
+
+async def test_a_database_that_is_away_when_the_outcome_is_to_be_stored_fails_no_job(
+    room: Engine, double: ComfyUIDouble
+) -> None:
+    def away(*_: Any) -> JobResult:
+        raise DatabaseAway("for longer than a write waits")
+
+    room.hooks = dataclasses.replace(room.hooks, complete={"image": away})
+    one = await claimed(room, double)
+    one.start()
+    with pytest.raises(DatabaseAway):
+        await one.over()
+    view = await room.view(one.held.job)
+    assert (view.job.status in HELD, view.attempts[0].live, one.prompt_id in double.history) == (True, True, True)
+
+
 # take_back
 
 
@@ -256,6 +278,31 @@ async def test_what_is_cancelled_while_it_is_taken_back_ends_as_cancelled(room: 
         one.held.give("take_back")
         view = await one.over()
         assert (view.job.status, on_pod(double, one)) == ("cancelled", False)
+
+
+async def test_a_prompt_that_its_pod_kept_is_not_asked_back_at_every_look(room: Engine, double: ComfyUIDouble) -> None:
+    one = await claimed(room, double, estimate_seconds=20.0)
+    await room.register(double, instance_id="another", address="http://127.0.0.1:9")
+    await room.fleet.refresh(at_once=True)
+    attempt = one.held.attempt
+    before = Occupied(
+        Live("other", "another job", PROJECT, 0, "image", 20.0, room.clock.now()), attempt.pod_id, None, None
+    )
+    own = Live(attempt.id, one.held.job.id, PROJECT, 1, "image", 20.0, room.clock.now())
+    room.fleet.ended(attempt.id)
+    room.fleet.gave([before, Occupied(own, attempt.pod_id, None, None)])
+    held = {one.held.job.id: one.held}
+    asked = [len(to_take_back(room.fleet, held, room.clock.now()))]
+    one.held.give("take_back")
+    one.held.stay()
+    asked.append(len(to_take_back(room.fleet, held, room.clock.now())))
+    assert asked == [1, 0]
+
+
+async def test_a_prompt_in_doubt_is_looked_for_in_peace(room: Engine, double: ComfyUIDouble) -> None:
+    one = await claimed(room, double, estimate_seconds=20.0)
+    one.held.sent = True
+    assert not taking_back._may_be_waiting(one.held, one.held.attempt.id)
 
 
 async def test_taking_back_replaces_no_other_order(room: Engine, double: ComfyUIDouble) -> None:

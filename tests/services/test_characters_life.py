@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,8 +10,17 @@ from typing import Any
 
 import pytest
 
+from controlplane.db import assets as asset_rows
 from controlplane.db import jobs as job_rows
-from controlplane.errors import CharacterNotFound, CharacterNotReady, Conflict, NotFound, StaleAttempt, Unprocessable
+from controlplane.errors import (
+    CharacterNotFound,
+    CharacterNotReady,
+    Conflict,
+    NotFound,
+    StaleAttempt,
+    StaleClaim,
+    Unprocessable,
+)
 from controlplane.services import training
 from controlplane.services.characters import CharacterPatch, TrainAgain
 from controlplane.services.generation import ImageRequest
@@ -264,6 +274,19 @@ async def test_verification_finds_what_was_never_stored_cut_off_or_no_picture(tm
         assert "another sha256" in (await problems(s, whole, whole[:-1] + b"x"))[0]
         assert "no PNG" in (await problems(s, b"just words", b"just words"))[0]
         assert await problems(s, whole, whole) == []
+
+
+async def test_who_has_lost_a_job_drops_no_file_of_its_next_attempt(tmp_path: Path) -> None:
+    async with studio(tmp_path) as s:
+        await s.trained("Mira")
+        job = await s.generation.submit_image(PROJECT, ImageRequest("smiling", "mira"))
+        await s.attempt(job)
+        second = await s.attempt(job, 2)
+        ticket = await s.assets.ticket(s.pod, upload_body(second.id, png(drawing(1)), "output", "image/png"))
+        lost = dataclasses.replace(job, claim_no=job.claim_no - 1)
+        with pytest.raises(StaleClaim):
+            await s.assets.verify(lost, {"8": {"assets": [{"id": "of the first attempt"}]}})
+        assert (await s.db.read(asset_rows.get, PROJECT, ticket["asset_id"])).status == "pending"
 
 
 async def test_verification_wants_files_of_this_attempt_only(tmp_path: Path) -> None:

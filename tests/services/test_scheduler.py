@@ -12,8 +12,9 @@ import pytest
 from sqlalchemy import Connection
 
 from controlplane.domain.jobs import Attempt, Job, JobResult
-from controlplane.errors import Conflict, Unprocessable
+from controlplane.errors import Conflict, StaleClaim, Unprocessable
 from controlplane.providers.comfyui import Pace
+from controlplane.services.holding import Held
 from controlplane.services.jobs import JobView
 from tests.comfy.comfyui_double import ERROR, SUCCESS, ComfyUIDouble, lines, recorded_history
 from tests.services.engine import PROJECT, Engine, engine
@@ -382,3 +383,26 @@ async def test_the_least_costly_pod_is_chosen(room: Engine, double: ComfyUIDoubl
     room.start()
     view = await room.final(await room.submit(needs={"nodes": ["Replay"], "lora_sha256": "abc"}))
     assert view.attempts[0].pod_id == warm.id
+
+
+async def test_a_claim_that_has_ended_leaves_the_next_one_of_its_job_watched(
+    double: ComfyUIDouble, tmp_path: Path
+) -> None:
+    async with engine(tmp_path) as room:
+        await room.register(double)
+        job = await room.submit()
+        (first,) = await room.claim()
+        assert first.attempt is not None
+        assert first.pod is not None
+        room.start()
+        scheduler = room.scheduler
+        assert scheduler is not None
+        later = Held(dataclasses.replace(first.job, claim_no=2), first.attempt, first.pod, resumed=True)
+
+        async def learn_late(held: Held) -> None:
+            scheduler._held[job.id] = later  # as _carry of the next claim does, while this one's COMMIT was in doubt
+            raise StaleClaim("it was committed")
+
+        scheduler._carrier.run = learn_late  # type: ignore[method-assign]
+        await scheduler._carry(first)
+        assert scheduler._held.get(job.id) is later

@@ -146,6 +146,12 @@ def test_an_address_on_the_public_internet_is_fine(url: str) -> None:
     assert url_fault(url, private=False) == ""
 
 
-@pytest.mark.parametrize("address", ["64:ff9b::a00:1", "2002:a00:1::1", "::ffff:10.0.0.1", "224.0.0.1", "100.64.0.1"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "64:ff9b::a00:1", "2002:a00:1::1", "::ffff:10.0.0.1", "224.0.0.1", "100.64.0.1",
+        "64:ff9b:1::808:808", "fec0::1", "::10.0.0.1", "::ffff:0:10.0.0.1",
+    ],
+)  # fmt: skip
 def test_an_address_that_stands_for_one_of_our_own_is_not_public(address: str) -> None:
     assert not is_public(address)
