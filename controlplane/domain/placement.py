@@ -252,10 +252,12 @@ class _Board:
         later than the first one, is looked at.
         """
         near: dict[tuple[str, str | None, str | None], Waiting] = {}
+        wanted = Counter[Resident]()
         first: Waiting | None = None
         for job in queue:
             if first is not None and self._is_beyond(first, job):
                 break
+            wanted[job.base_model, job.lora_sha256] += 1
             key = (job.lane, job.base_model, job.lora_sha256)
             if key in near and not job.tried:
                 continue  # an older job wants the same
@@ -271,8 +273,14 @@ class _Board:
             near.setdefault(key, job)
         if not near:
             return None
-        # One load for as many jobs as possible; of equally many the oldest.
-        job = max(near.values(), key=lambda job: self._worth(job.base_model, job.lora_sha256))
+        # No base model is loaded while another one's work is there; one LoRA for as many jobs as may have it now;
+        # of equally many the oldest.
+        bases = {self._resident(pod)[0] for pod in self._open.values()}
+
+        def gain(job: Waiting) -> tuple[bool, float]:
+            return job.base_model in bases, self._worth((job.base_model, job.lora_sha256), wanted)
+
+        job = max(near.values(), key=gain)
         return job, self._least_costly(job)
 
     def give(self, job: Waiting, pod: Pod) -> Assignment:
@@ -292,10 +300,13 @@ class _Board:
             self._reopen(pod)
         return Assignment(job.id, pod.id, slot, choice)
 
-    def _worth(self, base_model: str | None, lora_sha256: str | None) -> float:
-        """How many of the waiting jobs one more pod that has this resident would do."""
-        key = (base_model, lora_sha256)
-        return self._wanted[key] / (1 + max(0, self._copies.get(key, 0) + self._moved[key]))
+    def _worth(self, resident: Resident, wanted: Mapping[Resident, int]) -> float:
+        """What it is worth that one more pod has this: how many jobs want it, by the square of how many pods have it.
+
+        The square spreads what is resident over the fleet, so that most jobs find a warm pod.
+        """
+        pods = 1 + max(0, self._copies.get(resident, 0) + self._moved[resident])
+        return wanted.get(resident, 0) / pods**2
 
     def _is_beyond(self, first: Waiting, job: Waiting) -> bool:
         return job.priority != first.priority or job.created_at > first.created_at + self._age_bound
@@ -344,7 +355,7 @@ class _Board:
         resident = self._resident(pod)
         base_cold = job.base_model is not None and resident[0] != job.base_model
         not_on_disk = job.lora_sha256 is not None and job.lora_sha256 not in pod.loras
-        return base_cold, not_on_disk, self._worth(*resident)
+        return base_cold, not_on_disk, self._worth(resident, self._wanted)
 
     def _load(self, pod: Pod) -> Load:
         return self._loads.get(pod.id) or Load(pod.id)

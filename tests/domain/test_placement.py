@@ -73,6 +73,18 @@ def test_without_a_warm_job_a_pod_loads_what_most_of_the_waiting_jobs_want() -> 
     assert taken(jobs, [pod("a")], load("a", base_model="base", lora_sha256="z"), limit=1) == ["two"]
 
 
+def test_jobs_that_came_too_late_to_be_taken_now_do_not_speak_for_a_lora() -> None:
+    late = [job(f"late{n}", 100.0 + n, lora_sha256="y") for n in range(5)]
+    jobs = [job("one", 0.0, lora_sha256="y"), job("two", 1.0, lora_sha256="x"), job("three", 2.0, lora_sha256="x")]
+    assert taken([*jobs, *late], [pod("a")], load("a", base_model="base", lora_sha256="z"), limit=1) == ["two"]
+
+
+def test_no_base_model_is_loaded_while_work_for_the_one_that_is_there_waits() -> None:
+    jobs = [job(f"other{n}", n, base_model="other", lora_sha256="x") for n in range(3)]
+    jobs.append(job("same", 5.0, lora_sha256="y"))
+    assert taken(jobs, [pod("a")], load("a", base_model="base", lora_sha256="z"), limit=1) == ["same"]
+
+
 def test_what_is_resident_on_enough_pods_is_not_loaded_once_more() -> None:
     jobs = [job("one", 0.0, lora_sha256="x"), job("two", 1.0, lora_sha256="y"), job("three", 2.0, lora_sha256="y")]
     busy = load("b", live(seconds=60.0), base_model="base", lora_sha256="y")
