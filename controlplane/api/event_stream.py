@@ -40,20 +40,22 @@ class EncodedEvents:
     """The newest events in the wire's format, so that many readers of one event cost one encoding."""
 
     def __init__(self) -> None:
-        self._known: OrderedDict[tuple[int, str], bytes] = OrderedDict()
+        self._known: OrderedDict[int, tuple[Event, bytes]] = OrderedDict()
 
     def all_of(self, events: Iterable[Event]) -> bytes:
         """Some events, one behind the other."""
         return b"".join(self._one(event) for event in events)
 
     def _one(self, event: Event) -> bytes:
-        key = (event.id, event.type)
-        known = self._known.get(key)
-        if known is None:
-            known = self._known[key] = encoded(event)
-            if len(self._known) > ENCODED_EVENTS:
-                self._known.popitem(last=False)
-        return known
+        known = self._known.get(event.id)
+        # An event that is made up for one reader - a gap, an end that the log no longer has - bears another one's id.
+        if known is not None and known[0] == event:
+            return known[1]
+        made = encoded(event)
+        self._known[event.id] = (event, made)
+        if len(self._known) > ENCODED_EVENTS:
+            self._known.popitem(last=False)
+        return made
 
 
 ENCODED = web.AppKey("encoded events", EncodedEvents)

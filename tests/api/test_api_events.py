@@ -6,6 +6,7 @@ import asyncio
 import json
 import socket
 import time
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -15,9 +16,12 @@ from sqlalchemy import Connection
 
 from controlplane.api import event_stream
 from controlplane.api.stream_tickets import TICKET_SECONDS, StreamTickets
+from controlplane.app import build_app
 from controlplane.db import events as event_rows
 from controlplane.db.database import Database
+from controlplane.domain.events import Event
 from controlplane.services.event_tail import ROOM
+from controlplane.settings import Settings
 from controlplane.storage.secrets import load_secrets
 
 from .api_seed import ready_character
@@ -196,3 +200,11 @@ async def _until_the_end(idle: socket.socket) -> bytes:
     except ConnectionError:
         pass
     return got
+
+
+def test_an_end_that_the_log_no_longer_has_is_not_taken_for_the_event_whose_id_it_bears(tmp_path: Path) -> None:
+    encoded = build_app(Settings(data=tmp_path, _env_file=None))[event_stream.ENCODED]
+    real = Event(7, "one project", "job.succeeded", {"job_id": "job_1"}, 1.0, "job_1")
+    made_up = Event(7, "another project", "job.succeeded", {"job_id": "job_2"}, 1.0, "job_2")
+    sent = encoded.all_of([real, made_up, real]).decode().split("\n\n")
+    assert [json.loads(one.split("data: ")[1])["job_id"] for one in sent if one] == ["job_1", "job_2", "job_1"]
