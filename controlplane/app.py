@@ -25,7 +25,7 @@ from controlplane.api.middlewares import middlewares, on_prepare
 from controlplane.api.openapi import document
 from controlplane.api.reading import MAX_JSON_BYTES
 from controlplane.api.stream_tickets import TICKETS, StreamTickets
-from controlplane.api.views import VIEWS, Views, event_body
+from controlplane.api.views import VIEWS, Views
 from controlplane.comfy.client import open_session
 from controlplane.db.database import Database
 from controlplane.db.migrate import migrate
@@ -117,9 +117,9 @@ def build_app(settings: Settings) -> web.Application:
     app[SERVICES] = parts.services
     app[METRICS] = metrics
     app[FILES] = parts.store
-    app[VIEWS] = Views(parts.store, settings.file_url_seconds)
+    app[VIEWS] = views = Views(parts.store, settings.file_url_seconds)
     app[STREAMS] = WeakSet()
-    app[ENCODED] = EncodedEvents()
+    app[ENCODED] = EncodedEvents(views.event)
     app[TICKETS] = StreamTickets(load_secrets(settings).signing_key, SystemClock())
     app[DOCUMENT] = document(routes.ROUTES, own_version())
     routes.add_routes(app)
@@ -186,7 +186,7 @@ def _parts(settings: Settings, secrets: Secrets) -> Parts:
     training = Training(db, store, catalog, settings)
     characters = Characters(db, store, clock, settings, catalog, jobs, training, hints)
     views = Views(store, settings.file_url_seconds)
-    shown = Shown(job=views.job, character=views.character, data=lambda event: dict(event_body(event)["data"]))
+    shown = Shown(job=views.job, character=views.character, data=lambda event: dict(views.event(event)["data"]))
     bodies = WebhookBodies(jobs, characters, shown, settings.effective_public_url)
     poster = WebhookPoster(any_address if settings.webhook_private else is_public)
     services = Services(

@@ -7,7 +7,8 @@ import contextlib
 import json
 import socket
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 from weakref import WeakSet
 
 from aiohttp import web
@@ -18,7 +19,7 @@ from controlplane.api.reading import optional_json_body, query
 from controlplane.api.replies import json_reply
 from controlplane.api.schemas.events import EventsQuery, OneStreamQuery, TicketRequest
 from controlplane.api.stream_tickets import EVERYTHING, TICKETS
-from controlplane.api.views import event_body, moment
+from controlplane.api.views import moment
 from controlplane.domain.events import Event
 from controlplane.errors import BadRequest
 from controlplane.services.event_streams import EventStream
@@ -39,7 +40,9 @@ STREAMS = web.AppKey("streams", WeakSet[asyncio.Task[None]])
 class EncodedEvents:
     """The newest events in the wire's format, so that many readers of one event cost one encoding."""
 
-    def __init__(self) -> None:
+    def __init__(self, body: Callable[[Event], Mapping[str, Any]]) -> None:
+        """``body`` says how an event reads as JSON."""
+        self._body = body
         self._known: OrderedDict[int, tuple[Event, bytes]] = OrderedDict()
 
     def all_of(self, events: Iterable[Event]) -> bytes:
@@ -51,7 +54,7 @@ class EncodedEvents:
         # An event that is made up for one reader - a gap, an end that the log no longer has - bears another one's id.
         if known is not None and known[0] == event:
             return known[1]
-        made = encoded(event)
+        made = encoded(event, self._body(event))
         self._known[event.id] = (event, made)
         if len(self._known) > ENCODED_EVENTS:
             self._known.popitem(last=False)
@@ -170,7 +173,7 @@ def _bound_buffers(request: web.Request) -> None:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
 
 
-def encoded(event: Event) -> bytes:
+def encoded(event: Event, body: Mapping[str, Any]) -> bytes:
     """One event in the wire format of server-sent events."""
-    data = json.dumps(event_body(event), ensure_ascii=False, allow_nan=False)
+    data = json.dumps(body, ensure_ascii=False, allow_nan=False)
     return f"id: {event.id}\nevent: {event.type}\ndata: {data}\n\n".encode()

@@ -69,6 +69,27 @@ class Views:
             "created_at": moment(asset.created_at),
         }
 
+    def progress(self, progress: Mapping[str, Any]) -> Json:
+        """How far a job is, with links to the newest samples of a training."""
+        told: Json = {name: progress.get(name) for name in PROGRESS}
+        samples = progress.get("samples") or ()
+        told["samples"] = [{"asset_id": one["asset_id"], "url": self.link(one["key"], public=False)} for one in samples]
+        return told
+
+    def event(self, event: Event) -> Json:
+        """The data of one server-sent event."""
+        data = plain(event.data)
+        if "progress" in data:
+            data["progress"] = self.progress(data["progress"])
+        return {
+            "id": event.id,
+            "type": event.type,
+            "job_id": event.job_id,
+            "character_id": event.character_id,
+            "created_at": moment(event.created_at),
+            "data": data,
+        }
+
     def job(self, view: JobView) -> Json:
         """A job in full."""
         job = view.job
@@ -76,7 +97,7 @@ class Views:
             "id": job.id,
             "kind": job.kind,
             "status": job.status,
-            "progress": {name: job.progress.get(name) for name in PROGRESS},
+            "progress": self.progress(job.progress),
             "character_id": job.character_id,
             "version": job.version,
             "base_model": job.base_model,
@@ -176,21 +197,6 @@ def dataset_body(report: DatasetReport) -> Json:
         "counts": dict(report.counts),
         "images": images,
         "advice": list(report.advice),
-    }
-
-
-def event_body(event: Event) -> Json:
-    """The data of one server-sent event."""
-    data = plain(event.data)
-    if "progress" in data:
-        data["progress"] = {name: data["progress"].get(name) for name in PROGRESS}
-    return {
-        "id": event.id,
-        "type": event.type,
-        "job_id": event.job_id,
-        "character_id": event.character_id,
-        "created_at": moment(event.created_at),
-        "data": data,
     }
 
 

@@ -14,24 +14,19 @@ from urllib.parse import urlsplit
 from sqlalchemy import Connection
 
 from controlplane.db import attempts as attempt_rows
-from controlplane.db import jobs as job_rows
 from controlplane.db import pods as pod_rows
 from controlplane.db.database import Database
 from controlplane.domain import events
 from controlplane.domain.ids import new_id
-from controlplane.domain.jobs import CANCELLING, Job, is_final
 from controlplane.domain.pods import DRAINING, JOINING, LOST, READY, SUSPECT, Pod, state_shown
 from controlplane.errors import BadJoinToken, NotFound, Unauthorized, UnknownProtocol, Unprocessable
 from controlplane.ports import Clock
-from controlplane.services.events import Hints, append, append_of_job
+from controlplane.services.events import Hints, append
+from controlplane.services.reports import Reports
 from controlplane.settings import Settings
 
 PROTOCOL = 1
 DEFAULT_PROJECT = "default"
-
-PHASE_PERCENT: Mapping[str, float] = {"downloading": 1.0, "preparing": 3.0, "verifying": 92.0, "uploading": 95.0}
-TRAINING_PERCENT = (5.0, 90.0)
-"""Where the training phase begins and ends within the whole job."""
 
 
 class Pods:
@@ -43,6 +38,7 @@ class Pods:
         self._hints = hints
         self._settings = settings
         self._join_token = join_token
+        self._reports = Reports(db, clock, hints)
         self._listening_since = clock.now()
 
     def check_join_token(self, token: str) -> None:
@@ -114,9 +110,7 @@ class Pods:
 
         NotFound where this pod has no such attempt.
         """
-        cancel = await self._db.write_fenced(self._attempt_progress, pod, prompt_id, dict(body))
-        self._hints.wake(Hints.EVENTS)
-        return {"cancel": cancel}
+        return {"cancel": await self._reports.take(pod, prompt_id, body)}
 
     def _check_protocol(self, protocol: int) -> None:
         if protocol != PROTOCOL:
@@ -198,49 +192,6 @@ class Pods:
     def _silence(self, pod: Pod, now: float) -> float:
         # While we were away nobody could be heard; whoever is there gets the time to speak up again.
         return now - max(pod.last_heartbeat_at, self._listening_since)
-
-    def _attempt_progress(self, c: Connection, pod: Pod, prompt_id: str, body: dict[str, Any]) -> bool:
-        attempt = attempt_rows.get(c, pod.project_id, prompt_id)
-        if attempt is None or attempt.pod_id != pod.id:
-            raise NotFound(f"This pod has no attempt {prompt_id}.")
-        job = job_rows.get_locked(c, pod.project_id, attempt.job_id)
-        newest = attempt_rows.current(c, pod.project_id, attempt.job_id)
-        if job is None or newest is None or newest.id != attempt.id or not newest.live or is_final(job.status):
-            return True
-        if attempt_rows.raise_progress_seq(c, pod.project_id, attempt.id, int(body["seq"])):
-            progress = reported_progress(job.progress, body)
-            # The report itself is the sign of life: a step may take minutes. A trainer that hangs is noticed on its
-            # pod, which knows how long a step takes there.
-            job_rows.note_progress(c, job.project_id, job.id, {**progress, "reported_at": self._clock.now()})
-            self._note_warning(c, job, str(body.get("note") or ""))
-            files = {name: body[name] for name in ("sample_asset_id", "checkpoint_asset_id") if body.get(name)}
-            if files or any(job.progress.get(name) != value for name, value in progress.items()):
-                told = {"progress": progress, **files}
-                append_of_job(c, job, events.JOB_PROGRESS, self._clock.now(), **told)
-        return job.status == CANCELLING
-
-    def _note_warning(self, c: Connection, job: Job, note: str) -> None:
-        """What people should know of a training on its way: an easier try, a resume; each text once."""
-        if note and note not in job.warnings:
-            job_rows.note_warnings(c, job.project_id, job.id, [*job.warnings, note])
-            append_of_job(c, job, events.JOB_WARNING, self._clock.now(), warning=note)
-
-
-def reported_progress(before: Mapping[str, Any], body: Mapping[str, Any]) -> dict[str, Any]:
-    """A job's ``progress`` after a pod's report; the percentage never goes back within an attempt."""
-    phase, step, total = str(body["phase"]), body.get("step"), body.get("total_steps")
-    percent = PHASE_PERCENT.get(phase, 0.0)
-    if phase == "training" and step is not None and total:
-        begin, end = TRAINING_PERCENT
-        percent = begin + (end - begin) * min(step / total, 1.0)
-    return {
-        "phase": phase,
-        "percent": round(max(percent, float(before.get("percent") or 0.0)), 1),
-        "eta_seconds": body.get("eta_seconds"),
-        "step": step if step is not None else before.get("step"),
-        "total_steps": total if total is not None else before.get("total_steps"),
-        "loss": body.get("loss") if body.get("loss") is not None else before.get("loss"),
-    }
 
 
 def _registered(body: Mapping[str, Any], key_hash: str, now: float) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from controlplane.domain.jobs import Job
 from controlplane.domain.pods import Pod
 from controlplane.errors import BadJoinToken, NotFound, Unauthorized, UnknownProtocol, Unprocessable
 from controlplane.services.claiming import Claimed
-from controlplane.services.pods import reported_progress
+from controlplane.services.reports import reported_progress
 from tests.services.engine import JOIN_TOKEN, PROJECT, Engine, engine
 
 pytestmark = pytest.mark.usefixtures("each_database")

@@ -27,6 +27,13 @@ JobStatus = Literal[
 _ANY_STATUS = "|".join(get_args(JobStatus))
 
 
+class ProgressSample(Reply):
+    """A picture that a training made on its way."""
+
+    asset_id: str
+    url: str = Field(description="Signed; made anew whenever the job is read.")
+
+
 class JobProgress(Reply):
     """How far a job is; everything is null until it is known."""
 
@@ -36,6 +43,9 @@ class JobProgress(Reply):
     step: int | None = None
     total_steps: int | None = None
     loss: float | None = None
+    samples: list[ProgressSample] = Field(
+        default_factory=list, description="The newest pictures that a training made on its way, newest last."
+    )
 
 
 class Fault(Reply):
