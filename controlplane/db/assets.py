@@ -34,6 +34,9 @@ _OF_ATTEMPT = (
     .where(_assets.c.attempt_id == bindparam("attempt"), _assets.c.status != "deleted")
     .order_by(_assets.c.kind, _assets.c.position)
 )
+_BY_UPLOAD = select(_assets.c.upload, _assets.c.id).where(
+    _assets.c.attempt_id == bindparam("attempt"), _assets.c.upload.is_not(None), _assets.c.status != "deleted"
+)
 _OF_JOBS = (
     select(_assets)
     .where(_assets.c.project_id == bindparam("project"), _assets.c.job_id.in_(bindparam("jobs", expanding=True)))
@@ -157,10 +160,7 @@ def of_attempt(c: Connection, attempt_id: str) -> list[Asset]:
 
 def ids_by_upload(c: Connection, attempt_id: str) -> dict[str, str]:
     """The files of an attempt that were promised: reference -> asset id."""
-    query = select(_assets.c.upload, _assets.c.id).where(
-        _assets.c.attempt_id == attempt_id, _assets.c.upload.is_not(None), _assets.c.status != "deleted"
-    )
-    return {upload: asset_id for upload, asset_id in c.execute(query)}
+    return {upload: asset_id for upload, asset_id in c.execute(_BY_UPLOAD, {"attempt": attempt_id})}
 
 
 def change(c: Connection, project_id: str, asset_id: str, values: Mapping[str, Any]) -> None:

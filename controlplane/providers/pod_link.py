@@ -25,7 +25,8 @@ IDLE_SECONDS = 60.0
 """A link without prompts is closed after so long."""
 SETTLE_SECONDS = 1.0
 """How long a prompt waits for the websocket that will tell of it."""
-FORGET_SECONDS = 1.0
+FORGET_SECONDS = 10.0
+"""How long records of prompts are gathered before the pod is asked to drop them: each request costs both sides."""
 FORGET_AT_ONCE = 200
 PARTING_SECONDS = 3.0
 DEAF_PAUSE_SECONDS = 10.0

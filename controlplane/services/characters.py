@@ -213,7 +213,7 @@ class Characters:
     async def activate(self, project_id: str, character_id: str, number: int) -> CharacterSummary:
         """Make a version the one that is used. CharacterNotFound, NotFound, CharacterNotReady."""
         summary = await self._db.write(_activate, project_id, character_id, number, self._clock.now())
-        self._hints.wake()
+        self._hints.wake(Hints.JOBS, Hints.EVENTS)
         return summary
 
     def _draft(self, project_id: str, new: NewCharacter) -> Character:
@@ -264,7 +264,7 @@ class Characters:
         except Exception:
             await datasets.discard(self._blobs, material)
             raise
-        self._hints.wake()
+        self._hints.wake(Hints.JOBS, Hints.EVENTS)
         return await self._db.read(_created, character.project_id, job_id)
 
     async def _looked_after(self, character: Character, material: Material | None) -> str | None:

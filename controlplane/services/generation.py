@@ -120,7 +120,7 @@ class Generation:
             return job
 
         job = await self._db.write_fenced(accept_request)
-        self._hints.wake()
+        self._hints.wake(Hints.JOBS, Hints.EVENTS)
         return job
 
     def _cast(self, c: Connection, project_id: str, request: Request) -> _Cast:

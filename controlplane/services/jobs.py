@@ -83,7 +83,7 @@ class Jobs:
         self._on_cancelled: Mapping[str, Ending] = {} if on_cancelled is None else on_cancelled
 
     def insert(self, c: Connection, new: NewJob) -> Job:
-        """Store an accepted request and its event inside the caller's transaction; call ``hints.wake()`` after it."""
+        """Store an accepted request and its event inside the caller's transaction; wake JOBS and EVENTS after it."""
         new = replace(new, estimate_seconds=self._durations.expected(c, new))
         job = job_rows.add(c, new.project_id, _queued(new, self._clock.now()))
         append_of_job(c, job, events.JOB_QUEUED, job.created_at)
@@ -124,7 +124,7 @@ class Jobs:
         Asking again is fine; Conflict where it has succeeded or failed, NotFound where there is none.
         """
         view = await self._db.write_fenced(self._cancel, project_id, job_id)
-        self._hints.wake()
+        self._hints.wake(Hints.JOBS, Hints.EVENTS, Hints.CANCELS)
         return view
 
     async def wait(self, project_id: str, job_id: str, seconds: float) -> JobView:
