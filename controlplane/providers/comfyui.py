@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 import aiohttp
 
 from controlplane.comfy.client import ComfyClient
-from controlplane.errors import PodRefused, PodUnreachable
+from controlplane.errors import NotFound, PodRefused, PodUnreachable
 from controlplane.ports import BlobStore, HandedOver, PodAddress, Update, Work
 from controlplane.providers.following import Pace, is_incident, log_tail
 from controlplane.providers.handing_over import handed_over
@@ -117,13 +117,15 @@ class ComfyUIProvider:
             media_type = mimetypes.guess_type(name)[0] or "application/octet-stream"
             try:
                 await client.upload(name, await self._blobs.get(key), media_type)
+            except NotFound as error:
+                raise PodRefused(f"An input file is not in the store any more: {error.detail}") from error
             except PodUnreachable as error:
                 detail = f"An input file did not get to the pod: {error.detail}"
                 raise PodRefused(detail, pod_specific=True, unreachable=True) from error
 
     async def _submit(self, client: ComfyClient, work: Work) -> None:
         try:
-            await client.submit(work.graph, work.prompt_id, work.client_id)
+            await client.submit(work.graph, work.prompt_id, work.client_id, work.previews)
         except PodUnreachable as error:
             if error.extra.get("never_sent"):
                 raise PodRefused(error.detail, pod_specific=True, unreachable=True) from error

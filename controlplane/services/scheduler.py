@@ -18,7 +18,7 @@ from controlplane.domain.ids import new_prompt_id
 from controlplane.domain.jobs import COLLECTING, Attempt, Job
 from controlplane.domain.pods import Choice
 from controlplane.domain.projects import pause_words
-from controlplane.errors import StaleClaim
+from controlplane.errors import DatabaseAway, StaleClaim
 from controlplane.ports import Clock, PodAddress, Provider
 from controlplane.services.carrying import Carrier
 from controlplane.services.claiming import (
@@ -35,7 +35,7 @@ from controlplane.services.durations import Durations
 from controlplane.services.events import Hints
 from controlplane.services.fleet import Fleet
 from controlplane.services.holding import Held
-from controlplane.services.outcomes import Hooks
+from controlplane.services.outcomes import Hooks, fail
 from controlplane.services.taking_back import to_take_back
 from controlplane.services.watching import Watcher
 from controlplane.settings import Settings
@@ -190,9 +190,9 @@ class Scheduler:
                 self._note_end(held)
         except StaleClaim as stale:
             log.info("%s", stale)
-        except Exception:  # whatever it was, the job must not be lost: somebody re-attaches once the lease ends
+        except Exception as crash:  # whatever it was, the job must not be lost: somebody re-attaches after the lease
             log.exception("carrying job %s failed", job_id)
-            await self._release_later(claimed)
+            await self._put_aside(claimed, crash)
         finally:
             # Both may be those of a later claim of ours by now, made while this one learned that it had ended.
             if self._held.get(job_id) is held:
@@ -211,10 +211,18 @@ class Scheduler:
         """Its place on the pod is free, and how long it took tells how long the next one of its lane will take."""
         self._fleet.ended(attempt.id, job.lane, job.estimate_seconds)
 
-    async def _release_later(self, claimed: Claimed) -> None:
-        until = self._clock.now() + CRASH_PAUSE_SECONDS
+    async def _put_aside(self, claimed: Claimed, crash: Exception) -> None:
+        """Let somebody try again in a moment; but what is stumbled over each time ends at its deadline."""
+        job, now = claimed.job, self._clock.now()
         try:
-            await self._db.write(job_rows.release, [(claimed.job.id, claimed.job.claim_no)], until)
+            if now > job.deadline_at and not isinstance(crash, DatabaseAway):
+                detail = "The job was not finished before its deadline: the server could not go on with it; see its log."
+                await self._db.write_fenced(fail, job, "deadline_exceeded", detail, self._hooks, now)
+                self._hints.wake(Hints.JOBS, Hints.EVENTS)
+            else:
+                await self._db.write(job_rows.release, [(job.id, job.claim_no)], now + CRASH_PAUSE_SECONDS)
+        except StaleClaim as stale:
+            log.info("%s", stale)
         except Exception:  # the lease ends by itself as well, only later
             log.exception("releasing job %s failed", claimed.job.id)
 

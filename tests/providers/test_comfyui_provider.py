@@ -166,6 +166,17 @@ async def test_input_files_are_on_the_pod_before_the_prompt(
     assert double.uploads == {"in.png": b"picture"}
 
 
+async def test_an_input_file_that_was_deleted_meanwhile_is_told_as_a_refusal_that_no_other_pod_would_mend(
+    provider: ComfyUIProvider, double: ComfyUIDouble
+) -> None:
+    bare = work(double)
+    with pytest.raises(PodRefused) as refused:
+        await provider.start(
+            Work(bare.prompt_id, bare.client_id, bare.pod, bare.graph, (("in.png", "default/_/no.png"),))
+        )
+    assert ("in the store" in refused.value.detail, refused.value.extra.get("pod_specific")) == (True, None)
+
+
 async def test_forgetting_removes_the_history_entry(provider: ComfyUIProvider, double: ComfyUIDouble) -> None:
     await provider.start(work(double))
     await followed(provider, work(double))

@@ -14,6 +14,7 @@ from sqlalchemy import Connection
 from controlplane.domain.jobs import Attempt, Job, JobResult
 from controlplane.errors import Conflict, StaleClaim, Unprocessable
 from controlplane.providers.comfyui import Pace
+from controlplane.services import scheduler as scheduler_module
 from controlplane.services.holding import Held
 from controlplane.services.jobs import JobView
 from tests.comfy.comfyui_double import ERROR, SUCCESS, ComfyUIDouble, lines, recorded_history
@@ -406,3 +407,19 @@ async def test_a_claim_that_has_ended_leaves_the_next_one_of_its_job_watched(
         scheduler._carrier.run = learn_late  # type: ignore[method-assign]
         await scheduler._carry(first)
         assert scheduler._held.get(job.id) is later
+
+
+@ONLY_ON_SQLITE
+async def test_a_job_that_the_server_stumbles_over_each_time_ends_at_its_deadline(
+    double: ComfyUIDouble, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def stumble(job: Job, outputs: Mapping[str, Any], ask: object) -> list[str]:
+        raise RuntimeError("nobody thought of this")
+
+    monkeypatch.setattr(scheduler_module, "CRASH_PAUSE_SECONDS", 0.1)
+    async with engine(tmp_path, poll_seconds=0.5) as room:
+        room.hooks = dataclasses.replace(room.hooks, verify=stumble)
+        await room.register(double)
+        room.start()
+        view = await room.final(await room.submit(deadline_seconds=1.0), 10.0)
+    assert (view.job.status, (view.job.error or {})["code"]) == ("failed", "deadline_exceeded")
