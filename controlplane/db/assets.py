@@ -6,7 +6,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from sqlalchemy import Connection, Select, and_, bindparam, delete, func, insert, literal_column, select, true, update
+from sqlalchemy import (
+    Connection,
+    Select,
+    and_,
+    bindparam,
+    delete,
+    func,
+    insert,
+    literal_column,
+    or_,
+    select,
+    true,
+    update,
+)
 from sqlalchemy.engine import RowMapping
 
 from controlplane.db import tables
@@ -14,6 +27,7 @@ from controlplane.db.rows import merged, newest_first
 from controlplane.domain.assets import Asset
 from controlplane.domain.jobs import ATTEMPT_OPEN, FINAL, is_final
 from controlplane.domain.pages import Position
+from controlplane.errors import Conflict
 
 _assets = tables.assets
 _attempts = tables.attempts
@@ -103,6 +117,19 @@ def insert_assets(c: Connection, assets: Iterable[Asset]) -> None:
     rows = [vars(asset) for asset in assets]
     if rows:
         c.execute(_INSERT, rows)
+
+
+def confirm(c: Connection, asset_ids: Sequence[str]) -> None:
+    """Say that pending assets are stored. Conflict where the sweep has given up on one of them."""
+    if asset_ids:
+        waiting = _assets.c.id.in_(asset_ids), _assets.c.status == "pending"
+        if c.execute(update(_assets).where(*waiting).values(status="stored")).rowcount != len(asset_ids):
+            raise Conflict("storing the images took so long that they have been swept away; send them again")
+
+
+def drop_pending(c: Connection, asset_ids: Sequence[str]) -> None:
+    """Delete the rows of pending assets whose blobs are gone."""
+    c.execute(delete(_assets).where(_assets.c.id.in_(asset_ids), _assets.c.status == "pending"))
 
 
 def get(c: Connection, project_id: str, asset_id: str) -> Asset | None:
@@ -224,8 +251,9 @@ def mark_character_deleted(c: Connection, project_id: str, character_id: str) ->
 
 
 def abandon_pending(c: Connection, created_before: float) -> None:
-    """Mark the tickets of jobs that ended without them as deleted."""
-    ended = select(_jobs.c.id).where(_jobs.c.id == _assets.c.job_id, _jobs.c.status.in_(FINAL)).exists()
+    """Mark as deleted the tickets of jobs that ended without them, and the images of requests that came to nothing."""
+    of_ended = select(_jobs.c.id).where(_jobs.c.id == _assets.c.job_id, _jobs.c.status.in_(FINAL)).exists()
+    ended = or_(of_ended, _assets.c.job_id.is_(None))
     pending = and_(_UNSETTLED, _assets.c.status == "pending", _assets.c.created_at < created_before)
     c.execute(update(_assets).where(pending, ended).values(status="deleted"))
 

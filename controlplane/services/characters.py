@@ -149,7 +149,7 @@ class Characters:
             judged, captions = await self._judged(uploads, new.captions, Path(folder), draft.base_model)
             while True:
                 character = await self._db.read(_named, draft, new.trigger_word)
-                material = await datasets.store(self._blobs, character, judged, captions, draft.created_at)
+                material = await datasets.store(self._db, self._blobs, character, judged, captions, draft.created_at)
                 try:
                     return await self._queued(self._insert, character, material, _wanted(new), once)
                 except _NameTaken:
@@ -179,7 +179,8 @@ class Characters:
         if uploads:
             with tempfile.TemporaryDirectory(prefix="troupe-intake-") as folder:
                 judged, captions = await self._judged(uploads, body.captions, Path(folder), character.base_model)
-                material = await datasets.store(self._blobs, character, judged, captions, self._clock.now())
+                now = self._clock.now()
+                material = await datasets.store(self._db, self._blobs, character, judged, captions, now)
         return await self._queued(self._insert_again, character, material, body, once)
 
     async def list(
@@ -254,7 +255,7 @@ class Characters:
         try:
             job_id = await self._db.write(insert, character, material, *rest)
         except _Repeated as repeated:
-            await datasets.discard(self._blobs, material)
+            await datasets.discard(self._db, self._blobs, material)
             job_id = repeated.job_id
         except CommitUnknown:
             found = await self._looked_after(character, material)
@@ -262,7 +263,7 @@ class Characters:
                 raise
             job_id = found
         except Exception:
-            await datasets.discard(self._blobs, material)
+            await datasets.discard(self._db, self._blobs, material)
             raise
         self._hints.wake(Hints.JOBS, Hints.EVENTS)
         return await self._db.read(_created, character.project_id, job_id)
@@ -276,7 +277,7 @@ class Characters:
         except DatabaseAway:
             return None
         if job_id is None:
-            await datasets.discard(self._blobs, material)
+            await datasets.discard(self._db, self._blobs, material)
         return job_id
 
     def _insert(

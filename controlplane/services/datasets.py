@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,12 +14,13 @@ from sqlalchemy import Connection
 from controlplane.db import assets as asset_rows
 from controlplane.db import characters as character_rows
 from controlplane.db import datasets as dataset_rows
+from controlplane.db.database import Database
 from controlplane.domain.assets import Asset, dataset_key
 from controlplane.domain.characters import Character
 from controlplane.domain.datasets import Dataset, DatasetImage, DatasetReport, ImageVerdict, dataset_digest
 from controlplane.domain.ids import new_id
 from controlplane.domain.prompts import caption_of
-from controlplane.errors import Conflict, Unprocessable
+from controlplane.errors import Conflict, DatabaseAway, Unprocessable
 from controlplane.ports import BlobStore
 from controlplane.services.intake import Judged, advice, check_usable, size_fault
 from controlplane.settings import Settings
@@ -49,7 +51,7 @@ class Material:
         """Write what is new."""
         if self.is_new:
             dataset_rows.insert_dataset(c, self.dataset, self.images)
-            asset_rows.insert_assets(c, self.assets)
+            asset_rows.confirm(c, [asset.id for asset in self.assets])
 
 
 def sidecars(uploads: Sequence[Upload]) -> tuple[list[Upload], dict[str, str]]:
@@ -80,28 +82,42 @@ def check_captions(captions: Mapping[str, str], names: Sequence[str]) -> None:
 
 
 async def store(
-    blobs: BlobStore, character: Character, judged: Judged, captions: Mapping[str, str], now: float
+    db: Database, blobs: BlobStore, character: Character, judged: Judged, captions: Mapping[str, str], now: float
 ) -> Material:
-    """Put the usable images into the store; the rows that go with them are returned, not written."""
+    """Put the usable images into the store; the rows that go with them are returned, not written.
+
+    Only their assets are, as pending and before the images: what a crash leaves in the store is known to the sweep.
+    """
     dataset_id = new_id("dataset")
     assets: list[Asset] = []
     images: list[DatasetImage] = []
     for verdict in judged.report.images:
         asset = _asset_of(character, dataset_id, verdict, now) if verdict.is_usable else None
         if asset is not None:
-            data = await asyncio.to_thread(judged.pngs[verdict.position].read_bytes)
-            await blobs.put(asset.key, data, asset.media_type)
             assets.append(asset)
         caption = caption_of(captions.get(verdict.name), character)
         images.append(_image_of(character.project_id, dataset_id, verdict, asset, caption))
+    await db.write(announce_dataset, assets)
+    for asset in assets:
+        data = await asyncio.to_thread(judged.pngs[asset.position].read_bytes)
+        await blobs.put(asset.key, data, asset.media_type)
     dataset = Dataset(dataset_id, character.project_id, character.id, _digest(images), now)
     return Material(dataset, tuple(images), tuple(assets))
 
 
-async def discard(blobs: BlobStore, material: Material | None) -> None:
-    """Delete the stored images of material whose rows were never written."""
-    for asset in material.assets if material is not None else ():
+def announce_dataset(c: Connection, assets: Sequence[Asset]) -> None:
+    """Say which images are about to be stored."""
+    asset_rows.insert_assets(c, [replace(asset, status="pending") for asset in assets])
+
+
+async def discard(db: Database, blobs: BlobStore, material: Material | None) -> None:
+    """Delete the stored images of material whose rows were never written, at the latest by the sweep."""
+    assets = material.assets if material is not None else ()
+    for asset in assets:
         await blobs.delete(asset.key)
+    if assets:
+        with contextlib.suppress(DatabaseAway):
+            await db.write(asset_rows.drop_pending, [asset.id for asset in assets])
 
 
 def again(

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from controlplane.errors import CommitUnknown
+from controlplane.services.assets import Assets
 from controlplane.services.characters import NewCharacter, TrainAgain
-from tests.services.character_studio import PROJECT, Studio, studio
+from tests.services.character_studio import PROJECT, Clock, Studio, studio
 
 
 @pytest.fixture
@@ -65,8 +66,10 @@ async def test_images_stay_where_nobody_can_say_whether_they_are_needed(
     once = s.db._write_once
 
     def away(fn: Any, *args: Any) -> Any:
-        if fn.__name__ == "_insert":
-            once(fn, *args)
+        if fn.__name__ in ("announce_dataset", "_insert"):
+            answer = once(fn, *args)
+            if fn.__name__ == "announce_dataset":
+                return answer
         raise CommitUnknown
 
     with monkeypatch.context() as patched:
@@ -74,3 +77,19 @@ async def test_images_stay_where_nobody_can_say_whether_they_are_needed(
         with pytest.raises(CommitUnknown):
             await s.characters.create(PROJECT, NewCharacter("Mira"), s.pictures())
     assert (len(await s.files()), await s.rows("characters")) == (6, 1)
+
+
+async def test_images_of_a_process_that_died_before_it_wrote_their_rows_are_swept_away(
+    s: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def died(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(s.characters, "_queued", died)
+        with pytest.raises(KeyboardInterrupt):
+            await s.characters.create(PROJECT, NewCharacter("Mira"), s.pictures())
+    left = len(await s.files())
+    at_once = s.settings.model_copy(update={"asset_grace_seconds": -1.0})
+    await Assets(s.db, s.store, Clock(), at_once).sweep()
+    assert (left, await s.files(), await s.rows("assets")) == (6, [], 0)
