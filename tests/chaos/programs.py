@@ -75,11 +75,12 @@ class Program:
 
     async def ready(self, seconds: float = START_SECONDS) -> None:
         """Wait until it listens. NotReady."""
-        ever = asyncio.create_task(self._up.wait())
         end = time.monotonic() + seconds
-        while not ever.done() and time.monotonic() < end and self.crashes < HOPELESS_CRASHES:
-            await asyncio.wait([ever], timeout=0.2)
-        ever.cancel()
+        while not self._up.is_set() and time.monotonic() < end and self.crashes < HOPELESS_CRASHES:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.2):
+                    await self._up.wait()
+                    return
         if not self._up.is_set():
             raise NotReady(f"{self.name} does not listen:\n{self.log.read_text(errors='replace')[-3000:]}")
 

@@ -104,7 +104,7 @@ def uncovered(outcome: Outcome) -> list[str]:
     ]
 
 
-def details(outcome: Outcome, most: int = 8) -> str:
+def details(outcome: Outcome, most: int = 20) -> str:
     """The violations of a run, with their first examples."""
     lines = []
     for name, found in outcome.findings.violations.items():

@@ -25,6 +25,8 @@ UNKNOWN_SECONDS = 8.0
 PREPARE_SECONDS = 3.0
 LOOK_SECONDS = 0.05
 AWAY_SECONDS = 1.5
+DEATH_SECONDS = 0.3
+"""After this a death is noticed."""
 ROUNDS = 3
 """How often a strike that was never reached is tried again."""
 
@@ -144,6 +146,7 @@ class Director:
             await asyncio.sleep(self._world.shape.stall)
             self._go_on(pid)
         elif kind == "kill":
+            await asyncio.sleep(DEATH_SECONDS)
             await asyncio.gather(*(server.ready() for server in self._world.servers))
         return True
 
