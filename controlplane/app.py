@@ -51,6 +51,7 @@ from controlplane.services.jobs import Jobs
 from controlplane.services.outcomes import Hooks
 from controlplane.services.overview import Overview
 from controlplane.services.pods import Pods
+from controlplane.services.previews import Previews
 from controlplane.services.projects import Projects
 from controlplane.services.reconciling import Reconciler
 from controlplane.services.rental_books import RentalBooks
@@ -269,7 +270,9 @@ async def _background(app: web.Application) -> AsyncIterator[None]:
 def _scheduler(parts: Parts, provider: ComfyUIProvider) -> Scheduler:
     providers = {"embedded": provider, "comfyui": provider}
     hooks = _hooks(parts)
-    return Scheduler(parts.db, providers, parts.settings, parts.clock, hooks, parts.hints, parts.fleet, parts.durations)
+    previews = Previews(parts.store if parts.settings.previews else None)
+    settings, clock = parts.settings, parts.clock
+    return Scheduler(parts.db, providers, settings, clock, hooks, parts.hints, parts.fleet, parts.durations, previews)
 
 
 def _hooks(parts: Parts) -> Hooks:

@@ -38,6 +38,8 @@ class Work:
     files: tuple[tuple[str, str], ...] = ()
     """Input files to place on the pod first: (name in the graph, blob key)."""
     output_nodes: tuple[str, ...] = ()
+    previews: bool = False
+    """Whether the pod is asked to send pictures of what it is about."""
 
 
 @dataclass(frozen=True)
@@ -45,19 +47,21 @@ class Update:
     """One thing learned about an attempt.
 
     ``kind``: ``queued`` | ``running`` (again and again: the sign of life of one that has no progress to tell) |
-    ``progress`` (value/total of the whole graph, 0..1 in ``fraction``) | ``away`` (for now nothing listens at the
+    ``progress`` (value/total of the whole graph, 0..1 in ``fraction``) | ``preview`` (``picture``: a JPEG or PNG, not
+    checked) | ``away`` (for now nothing listens at the
     pod's address) | ``succeeded`` (``outputs`` = ComfyUI's ui dict by node id) | ``failed`` (``error``) |
     ``interrupted`` | ``lost`` (proven absent from queue and history, or the pod is gone; ``error``).
     ``error``: ``{type, message}``, where known ``code``, ``node_id``, ``node_type``, ``log_tail`` (lines, newest last).
     """
 
-    kind: Literal["queued", "running", "progress", "away", "succeeded", "failed", "interrupted", "lost"]
+    kind: Literal["queued", "running", "progress", "preview", "away", "succeeded", "failed", "interrupted", "lost"]
     fraction: float | None = None
     node: str | None = None
     step: int | None = None
     total_steps: int | None = None
     outputs: Mapping[str, Any] = field(default_factory=dict)
     error: Mapping[str, Any] | None = None
+    picture: bytes = field(default=b"", repr=False)
 
 
 @dataclass(frozen=True)

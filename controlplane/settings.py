@@ -54,6 +54,8 @@ class Settings(BaseSettings):
     """How pods are chosen: with what models they have loaded in mind, or plainly one after another."""
     age_bound_seconds: float = Field(default=60.0, ge=0)
     """A job is not overtaken, for the sake of loaded models, by one that came so much later."""
+    previews: bool = True
+    """Whether pictures and videos that take a while are shown while they are made."""
     max_attempts: int = 3
     image_deadline_seconds: float = 15 * 60.0
     video_deadline_seconds: float = 60 * 60.0

@@ -27,6 +27,8 @@ from controlplane.workflows.template import Input, Template
 
 Json = dict[str, Any]
 
+PREVIEW_SECONDS = 600.0
+"""How long a link to a preview lives; the preview itself goes when the pod has finished."""
 PROGRESS = ("phase", "percent", "eta_seconds", "step", "total_steps", "loss")
 
 
@@ -69,18 +71,20 @@ class Views:
             "created_at": moment(asset.created_at),
         }
 
-    def progress(self, progress: Mapping[str, Any]) -> Json:
-        """How far a job is, with links to the newest samples of a training."""
+    def progress(self, progress: Mapping[str, Any], *, running: bool) -> Json:
+        """How far a job is, with links to the newest samples of a training, or to a preview while it is ``running``."""
         told: Json = {name: progress.get(name) for name in PROGRESS}
         samples = progress.get("samples") or ()
         told["samples"] = [{"asset_id": one["asset_id"], "url": self.link(one["key"], public=False)} for one in samples]
+        preview = progress.get("preview") if running else None
+        told["preview_url"] = self.store.signed_get_url(preview, PREVIEW_SECONDS) if preview else None
         return told
 
     def event(self, event: Event) -> Json:
         """The data of one server-sent event."""
         data = plain(event.data)
         if "progress" in data:
-            data["progress"] = self.progress(data["progress"])
+            data["progress"] = self.progress(data["progress"], running=data.get("status") == "running")
         return {
             "id": event.id,
             "type": event.type,
@@ -97,7 +101,7 @@ class Views:
             "id": job.id,
             "kind": job.kind,
             "status": job.status,
-            "progress": self.progress(job.progress),
+            "progress": self.progress(job.progress, running=job.status == "running"),
             "character_id": job.character_id,
             "version": job.version,
             "base_model": job.base_model,

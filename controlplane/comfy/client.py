@@ -68,13 +68,13 @@ class ComfyClient:
         self._json_headers = {**self._headers, "Content-Type": "application/json"}
         self._timeout = aiohttp.ClientTimeout(total=call_seconds, sock_connect=CONNECT_SECONDS)
 
-    async def submit(self, graph: Mapping[str, Any], prompt_id: str, client_id: str) -> None:
+    async def submit(self, graph: Mapping[str, Any], prompt_id: str, client_id: str, previews: bool = False) -> None:
         """Queue a graph under our ids.
 
         Raises PodRefused where it is certain that nothing runs, PodUnreachable where it may have been queued: then
         ask ``queue`` and ``history``, never submit blindly again (a duplicate id runs twice).
         """
-        status, answer = await self._call("POST", "/prompt", body=prompt_body(graph, prompt_id, client_id))
+        status, answer = await self._call("POST", "/prompt", body=prompt_body(graph, prompt_id, client_id, previews))
         if status == RESTARTING and _code(answer) in NOT_SENT_ON:
             raise PodUnreachable(f"The pod takes no prompt now: {_words(answer)}", never_sent=True)
         if status >= 500:

@@ -24,15 +24,18 @@ def sanitise(graph: Mapping[str, Any]) -> dict[str, Any]:
     return {_checked_id(node_id): _checked_node(node_id, node) for node_id, node in graph.items()}
 
 
-def prompt_body(graph: Mapping[str, Any], prompt_id: str, client_id: str) -> dict[str, Any]:
-    """The whole body: our own ids, so that the prompt can be found again, and no previews."""
+def prompt_body(graph: Mapping[str, Any], prompt_id: str, client_id: str, previews: bool = False) -> dict[str, Any]:
+    """The whole body: our own ids, so that the prompt can be found again, and cheap ``previews`` or none."""
     if not prompt_id or not client_id:
         raise PodRefused("A prompt needs its own prompt_id and client_id.")
     return {
         "prompt": sanitise(graph),
         "prompt_id": prompt_id,
         "client_id": client_id,
-        "extra_data": {"extra_pnginfo": {"workflow": dict(WORKFLOW_STUB)}, "preview_method": "none"},
+        "extra_data": {
+            "extra_pnginfo": {"workflow": dict(WORKFLOW_STUB)},
+            "preview_method": "latent2rgb" if previews else "none",
+        },
     }
 
 

@@ -140,5 +140,7 @@ class PodSocket:
             message = parse_binary(frame.data)
         else:
             return
-        if not isinstance(message, (Status, Preview, Unknown)):
-            self._told(message)
+        # Frames of the older kind do not say whose preview they are.
+        if isinstance(message, (Status, Unknown)) or (isinstance(message, Preview) and message.prompt_id is None):
+            return
+        self._told(message)

@@ -103,6 +103,12 @@ def training_key(
     return f"{project_id}/{character_id}/{kind}s/{job_id}{attempt}-{position + 1}.{extension}"
 
 
+def preview_keys(project_id: str, character_id: str | None, job_id: str) -> tuple[str, str]:
+    """Where the previews of a job take turns, ``{project}/{character}/previews/{job}-0|1.jpg``: never public."""
+    folder = f"{project_id}/{character_id or '_'}/previews"
+    return f"{folder}/{job_id}-0.jpg", f"{folder}/{job_id}-1.jpg"
+
+
 def dataset_key(project_id: str, character_id: str, dataset_id: str, position: int) -> str:
     """Where a reference image lives; n from 1."""
     return f"{project_id}/{character_id}/dataset/{dataset_id}/{position + 1:03d}.png"

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from controlplane.comfy.client import ComfyClient
-from controlplane.comfy.messages import Ended, Executing, Finished, Message
+from controlplane.comfy.messages import Ended, Executing, Finished, Message, Preview
 from controlplane.errors import PodRefused, PodUnreachable
 from controlplane.ports import Update, Work
 from controlplane.providers.metering import Meter
@@ -17,6 +17,9 @@ from controlplane.providers.metering import Meter
 LOG_LINES = 40
 PROGRESS_SECONDS = 0.5
 """Progress is told at most so often; what comes in between is in the next one."""
+
+PREVIEW_SECONDS = 2.0
+"""The same for previews; what comes in between is left out."""
 
 FINAL_UPDATES = frozenset({"succeeded", "failed", "interrupted", "lost"})
 
@@ -63,6 +66,8 @@ class Follower:
         self._patience = Patience(pace)
         self._moved = False
         self._progress_told_at = float("-inf")
+        self._preview: bytes | None = None
+        self._preview_told_at = float("-inf")
         self._seems_over = False
         self._seen: Place | None = None
         self._silence: PodUnreachable | PodRefused | None = None
@@ -76,6 +81,11 @@ class Follower:
     def hear(self, message: Message) -> None:
         """Take a hint about this prompt."""
         self._quiet.heard()
+        if isinstance(message, Preview):
+            if self.work.previews and time.monotonic() - self._preview_told_at >= PREVIEW_SECONDS:
+                self._preview, self._preview_told_at = message.image, time.monotonic()
+                self._bell.set()
+            return
         if _is_end(message):
             self._seems_over = True
             self._bell.set()
@@ -115,6 +125,9 @@ class Follower:
             if self._moved and time.monotonic() - self._progress_told_at >= PROGRESS_SECONDS:
                 self._moved, self._progress_told_at = False, time.monotonic()
                 yield self._meter.update()
+            if self._preview is not None and self.running:
+                picture, self._preview = self._preview, None
+                yield Update("preview", picture=picture)
             if told_running and await self._quiet.but_alive(self._client, self.work.prompt_id):
                 yield Update("running")
 

@@ -36,6 +36,7 @@ from controlplane.services.events import Hints
 from controlplane.services.holding import EVERY_ORDER, STOPPING, Held
 from controlplane.services.notes import Freed, Notes, nobody_cares
 from controlplane.services.outcomes import Hooks
+from controlplane.services.previews import Previews
 from controlplane.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -72,7 +73,9 @@ class Carrier:
         hints: Hints,
         freed: Freed = nobody_cares,
         durations: Durations | None = None,
+        previews: Previews | None = None,
     ) -> None:
+        self._previews = Previews(None) if previews is None else previews
         self._durations = Durations() if durations is None else durations
         self._db = db
         self._providers = providers
@@ -87,7 +90,9 @@ class Carrier:
         job, attempt, pod = claimed.job, claimed.attempt, claimed.pod
         if attempt is not None and attempt.live and pod is not None:
             sent = claimed.resumed or attempt.status != "created"
-            return Held(job, attempt, pod, claimed.resumed, sent=sent, seen_progress=job.progress)
+            previews = self._previews.wanted(job)
+            return Held(job, attempt, pod, claimed.resumed, sent=sent, seen_progress=job.progress, previews=previews)
+        await self._previews.drop(job)
         await self._db.write_fenced(outcomes.settle, job, self._hooks, self._clock.now())
         self._tell()
         return None
@@ -156,6 +161,8 @@ class Carrier:
                     self._notes.add(held, replace(held.news, started_at=now))
                 if update.kind == "progress":
                     self._note_progress(held, update)
+                elif update.kind == "preview":
+                    self._previews.take(held.job, update.picture, partial(self._note_preview, held))
                 ending = _ending(update)
                 if ending is not None:
                     return ending
@@ -173,7 +180,15 @@ class Carrier:
             "total_steps": update.total_steps,
             "loss": None,
         }
+        if held.progress is not None and "preview" in held.progress:
+            progress["preview"] = held.progress["preview"]
+        held.progress = progress
         self._notes.add(held, replace(held.news, progress=progress))
+
+    def _note_preview(self, held: Held, key: str) -> None:
+        held.progress = {**(held.progress or held.job.progress), "phase": RUNNING, "preview": key}
+        if held.attempt.status == RUNNING:
+            self._notes.add(held, replace(held.news, progress=held.progress))
 
     def _eta(self, held: Held, fraction: float) -> float | None:
         started_at = held.attempt.started_at
@@ -185,6 +200,9 @@ class Carrier:
         return round(held.countdown.left, 1)
 
     async def _end(self, held: Held, ending: Outputs | Failure | None) -> None:
+        if held.previews:
+            # Before the outcome is stored: whoever dies in between leaves the job to somebody who drops them again.
+            await self._previews.drop(held.job)
         if held.order in ("cancel", "deadline", "stalled"):
             await self._stop(held)
         elif isinstance(ending, Outputs):

@@ -51,6 +51,10 @@ class Held:
     """What is known of the attempt and not written yet."""
     progress_at: float = float("-inf")
     """Monotonic time at which progress was written last."""
+    previews: bool = False
+    """Whether its pod is asked for previews."""
+    progress: Mapping[str, Any] | None = None
+    """How far it is by the newest hint, written or not, with the key of its newest preview."""
     countdown: Countdown | None = None
     """What is left of it, once it runs."""
     stays_until: float = float("-inf")
@@ -134,7 +138,7 @@ class Held:
         """The attempt in the provider's words."""
         nodes = tuple(str(one["node"]) for one in self.job.outputs if "node" in one)
         files = tuple(self.job.files)
-        return Work(self.attempt.id, self.attempt.client_id, self.address, self.job.graph, files, nodes)
+        return Work(self.attempt.id, self.attempt.client_id, self.address, self.job.graph, files, nodes, self.previews)
 
     def heard(self, update: Update) -> None:
         """Take an update as a sign of life, where it is one."""

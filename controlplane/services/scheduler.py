@@ -36,6 +36,7 @@ from controlplane.services.events import Hints
 from controlplane.services.fleet import Fleet
 from controlplane.services.holding import Held
 from controlplane.services.outcomes import Hooks, fail
+from controlplane.services.previews import Previews
 from controlplane.services.taking_back import to_take_back
 from controlplane.services.watching import Watcher
 from controlplane.settings import Settings
@@ -64,6 +65,7 @@ class Scheduler:
         hints: Hints,
         fleet: Fleet | None = None,
         durations: Durations | None = None,
+        previews: Previews | None = None,
     ) -> None:
         self._db = db
         self._providers = provider_by_kind
@@ -71,7 +73,9 @@ class Scheduler:
         self._clock = clock
         self._hooks = hooks
         self._hints = hints
-        self._carrier = Carrier(db, provider_by_kind, settings, clock, hooks, hints, self._note_done, durations)
+        self._carrier = Carrier(
+            db, provider_by_kind, settings, clock, hooks, hints, self._note_done, durations, previews
+        )
         self._held: dict[str, Held] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._claims: dict[str, int] = {}
@@ -216,7 +220,9 @@ class Scheduler:
         job, now = claimed.job, self._clock.now()
         try:
             if now > job.deadline_at and not isinstance(crash, DatabaseAway):
-                detail = "The job was not finished before its deadline: the server could not go on with it; see its log."
+                detail = (
+                    "The job was not finished before its deadline: the server could not go on with it; see its log."
+                )
                 await self._db.write_fenced(fail, job, "deadline_exceeded", detail, self._hooks, now)
                 self._hints.wake(Hints.JOBS, Hints.EVENTS)
             else:

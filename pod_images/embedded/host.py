@@ -48,7 +48,8 @@ class EmbeddedHost:
 
     def watched(self) -> bool:
         """Whether anybody would see a preview."""
-        return self._progress().watched()
+        running = self._progress()
+        return running.watched() and running.item.extra_data.get("preview_method") != "none"
 
     def interrupted(self) -> bool:
         return self._progress().item.interrupt.is_set()

@@ -28,6 +28,7 @@ from controlplane.services.fleet import Fleet
 from controlplane.services.jobs import Jobs, JobView
 from controlplane.services.outcomes import Hooks
 from controlplane.services.pods import Pods
+from controlplane.services.previews import Previews
 from controlplane.services.scheduler import Scheduler
 from controlplane.settings import Settings
 from controlplane.storage.local import LocalStore
@@ -69,6 +70,7 @@ class Engine:
     fleet: Fleet
     ended: list[tuple[str, str]] = field(default_factory=list)
     durations: Durations = field(default_factory=Durations)
+    previews: Previews | None = None
     scheduler: Scheduler | None = None
     _task: asyncio.Task[None] | None = None
 
@@ -146,7 +148,15 @@ class Engine:
         """Run the scheduler."""
         providers = {"comfyui": self.provider, "embedded": self.provider}
         self.scheduler = Scheduler(
-            self.db, providers, self.settings, self.clock, self.hooks, self.hints, self.fleet, self.durations
+            self.db,
+            providers,
+            self.settings,
+            self.clock,
+            self.hooks,
+            self.hints,
+            self.fleet,
+            self.durations,
+            self.previews,
         )
         self._task = asyncio.create_task(self.scheduler.run())
 

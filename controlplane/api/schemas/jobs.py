@@ -43,6 +43,9 @@ class JobProgress(Reply):
     step: int | None = None
     total_steps: int | None = None
     loss: float | None = None
+    preview_url: str | None = Field(
+        None, description="What it looks like so far: a small JPEG, signed, gone when the pod has finished."
+    )
     samples: list[ProgressSample] = Field(
         default_factory=list, description="The newest pictures that a training made on its way, newest last."
     )
