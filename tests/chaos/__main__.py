@@ -8,6 +8,7 @@ import asyncio
 import dataclasses
 import sys
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from tests.chaos import page, report
@@ -35,10 +36,14 @@ def main() -> int:
     options = parse()
     with tempfile.TemporaryDirectory(prefix="troupe-chaos-") as scratch:
         folder = options.folder or Path(scratch)
-        outcomes = [shown(shape, folder / shape.database) for shape in shapes(options)]
+        wanted = shapes(options)
+        with ProcessPoolExecutor(len(wanted)) as together:  # the databases have nothing to do with each other
+            outcomes = list(together.map(run, wanted, [folder / shape.database for shape in wanted]))
+        for outcome in outcomes:
+            show(outcome)
         planted = {}
         if options.write:
-            planted = {bug: asyncio.run(chaos(shape, folder / bug)) for bug, shape in PLANTED.items()}
+            planted = {bug: run(shape, folder / bug) for bug, shape in PLANTED.items()}
             page.write(outcomes, planted)
     print(report.counts(outcomes), report.violations(outcomes), sep="\n\n")
     found = all(not one.is_good for one in planted.values())
@@ -54,12 +59,15 @@ def shapes(options: argparse.Namespace) -> list[Shape]:
     return [Shape(one, options.jobs, options.seed, options.times, only, servers=options.servers) for one in databases]
 
 
-def shown(shape: Shape, folder: Path) -> Outcome:
-    """One run; what it found is printed."""
-    outcome = asyncio.run(chaos(shape, folder))
+def run(shape: Shape, folder: Path) -> Outcome:
+    """One run."""
+    return asyncio.run(chaos(shape, folder))
+
+
+def show(outcome: Outcome) -> None:
+    """Print what a run found."""
     print(report.coverage(outcome), report.stories([outcome]), report.details(outcome), sep="\n\n", flush=True)
     print(*(f"not often enough: {one}" for one in report.uncovered(outcome)), sep="\n", flush=True)
-    return outcome
 
 
 if __name__ == "__main__":

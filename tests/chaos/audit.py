@@ -35,12 +35,12 @@ class Findings:
     """What was counted, and everything that is not as it was promised."""
 
     counts: dict[str, int] = field(default_factory=dict)
-    violations: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    violations: dict[str, list[str]] = field(default_factory=dict)
     notes: Counter[str] = field(default_factory=Counter)
     """Why jobs failed or were tried again, and how often."""
 
     def wrong(self, what: str, detail: str) -> None:
-        self.violations[what].append(detail)
+        self.violations.setdefault(what, []).append(detail)
 
 
 @dataclass

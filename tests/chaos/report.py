@@ -86,7 +86,7 @@ def coverage(outcome: Outcome) -> str:
         if not any(outcome.shape.wants(point.step, point.title, kind) for kind in point.kinds):
             continue
         cells = [
-            outcome.tally.fired[(point, kind)] if kind in point.kinds else f"- ({point.why_not.get(kind, '')})"
+            outcome.tally.fired[(point.title, kind)] if kind in point.kinds else f"- ({point.why_not.get(kind, '')})"
             for kind in KINDS
         ]
         rows.append([point.step, point.title, *cells])
@@ -97,10 +97,10 @@ def uncovered(outcome: Outcome) -> list[str]:
     """What did not fail as often as was asked for."""
     shape = outcome.shape
     return [
-        f"{point.title}: {kind} ({outcome.tally.fired[(point, kind)]})"
+        f"{point.title}: {kind} ({outcome.tally.fired[(point.title, kind)]})"
         for point in points_of(shape.database)
         for kind in point.kinds
-        if shape.wants(point.step, point.title, kind) and outcome.tally.fired[(point, kind)] < shape.times
+        if shape.wants(point.step, point.title, kind) and outcome.tally.fired[(point.title, kind)] < shape.times
     ]
 
 

@@ -36,10 +36,10 @@ Ask = Callable[[Prelude], Awaitable[None]]
 
 @dataclass
 class Tally:
-    """What has fired. ``late`` are strikes whose point was not reached in time, in any round."""
+    """What has fired, by title and kind. ``late`` are strikes whose point was not reached in time, in any round."""
 
-    fired: Counter[tuple[Point, str]] = field(default_factory=Counter)
-    late: list[tuple[Point, str]] = field(default_factory=list)
+    fired: Counter[tuple[str, str]] = field(default_factory=Counter)
+    late: list[tuple[str, str]] = field(default_factory=list)
 
 
 class Director:
@@ -84,7 +84,7 @@ class Director:
             self._strikes = missed
             if not missed or number == ROUNDS - 1:
                 break
-        self.tally.late = self._strikes
+        self.tally.late = [(point.title, kind) for point, kind in self._strikes]
 
     async def _lane(self, missed: list[tuple[Point, str]]) -> None:
         while self._strikes:
@@ -92,7 +92,7 @@ class Director:
             began = time.monotonic()
             fired = await self._strike(point, kind)
             if fired:
-                self.tally.fired[(point, kind)] += 1
+                self.tally.fired[(point.title, kind)] += 1
             else:
                 missed.append((point, kind))
             self._note(f"{kind} {point.title}: {'fired' if fired else 'missed'} in {time.monotonic() - began:.1f} s")
