@@ -43,7 +43,10 @@ class _Asked:
         """Resume the caller; call it on its loop. One that was cancelled meanwhile hears nothing."""
         if self.future.done():
             return
-        if self.error is not None:
+        if isinstance(self.error, StopIteration):
+            # No future takes one; whoever waits behind it in this batch would never hear.
+            self.future.set_exception(RuntimeError(f"{name_of(self.fn)} ran out of something: {self.error!r}"))
+        elif self.error is not None:
             self.future.set_exception(self.error)
         else:
             self.future.set_result(self.result)

@@ -219,3 +219,11 @@ def run_armed(spec: str, file: Path) -> str:
         [sys.executable, "-c", textwrap.dedent(code)], env=env, capture_output=True, text=True, timeout=60, check=False
     )
     return done.stdout.strip()
+
+
+async def test_one_that_runs_out_of_something_is_told_so_and_keeps_nobody_waiting(db: Database) -> None:
+    def take_from_nothing(c: Connection) -> int:
+        return next(iter(()))
+
+    _, failed, done = await asyncio.wait_for(together(db, (put, 1), (take_from_nothing,), (put, 2)), 10)
+    assert (type(failed), done) == (RuntimeError, 2)
