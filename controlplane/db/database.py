@@ -26,7 +26,8 @@ from controlplane.errors import CommitUnknown, TroupeError
 T = TypeVar("T")
 
 READERS = 4
-WRITERS = 8
+WRITERS = 3
+"""On PostgreSQL. Commits with events take their turns, so more threads only take the processor from each other."""
 TRIES = 6
 """How often a write is run that met another one on PostgreSQL."""
 LONGEST_PAUSE_SECONDS = 0.05
