@@ -88,6 +88,11 @@ class Clients:
         """How many accepted jobs have not been heard to end."""
         return sum(self.ledger.job_of(key) not in self.ledger.final for key in self.ledger.wishes)
 
+    def training(self) -> int:
+        """How many of them are trainings; there is one trainer."""
+        wishes = self.ledger.wishes.values()
+        return sum(wish.training and self.ledger.job_of(wish.key) not in self.ledger.final for wish in wishes)
+
     async def room(self, most: int) -> None:
         """Wait until fewer than so many jobs are outstanding."""
         while self.outstanding() >= most:

@@ -9,7 +9,7 @@ from typing import Literal
 KINDS = ("kill", "stall", "cut", "duplicate")
 
 Where = Literal["inside", "clients", "halls", "pods", "receivers", "world"]
-Prelude = Literal["", "pod dies", "server dies", "cancel", "training", "stream", "long"]
+Prelude = Literal["", "pod dies", "server dies", "slow file", "cancel", "training", "stream", "long"]
 
 WAYS = {"clients": "from clients", "halls": "from pods", "pods": "to pods", "receivers": "to webhooks"}
 ONE_COMMIT = "a transaction is committed once or not at all"
@@ -89,8 +89,8 @@ POINTS: tuple[Point, ...] = (
     Point("put", "put before", "inside", ("kill", "stall", "cut"), {"duplicate": "on the way from the pod"}),
     Point("put", "put after", "inside", ("kill", "stall", "cut"), {"duplicate": "on the way from the pod"}),
     Point("verify", "head", "inside", ("kill", "stall", "cut"), {"duplicate": "it reads"}),
-    *way("collect", "^GET /troupe/uploads/", "pods"),
-    *call("collect", "GET /troupe/uploads/{id}"),
+    *way("collect", "^GET /troupe/uploads/", "pods", "slow file"),
+    *call("collect", "GET /troupe/uploads/{id}", "slow file"),
     *commit("succeed", "succeed"),
     *way("forget", "^POST /history$", "pods"),
     *call("forget", "POST /history"),

@@ -23,9 +23,9 @@ Upstream = Callable[[], Address | None]
 class Fault:
     """What is to happen once to the first request that ``pattern`` finds (searched in ``METHOD /path``).
 
-    ``how``: ``cut before`` (nothing is forwarded), ``cut after`` (the answer is not), ``stall`` (the request waits for
-    ``seconds``), ``duplicate`` (the other side gets it twice), ``call before`` and ``call after`` (``action`` is
-    awaited there, then things go on).
+    ``how``: ``cut before`` (nothing is forwarded), ``cut after`` (the answer is not), ``stall`` and ``slow`` (the
+    request waits for ``seconds``), ``duplicate`` (the other side gets it twice), ``call before`` and ``call after``
+    (``action`` is awaited there, then things go on).
     """
 
     pattern: re.Pattern[str]
@@ -175,7 +175,7 @@ class Link:
 
     async def _before(self, head: Head, body: bytes) -> None:
         for fault in self._faults:
-            if fault.take(head.request, ("cut before", "stall", "duplicate", "call before")):
+            if fault.take(head.request, ("cut before", "stall", "slow", "duplicate", "call before")):
                 if fault.how == "cut before":
                     raise Cut
                 if fault.how == "duplicate":

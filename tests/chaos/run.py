@@ -15,9 +15,12 @@ from tests.chaos.shape import Shape, Wishes
 from tests.chaos.strikes import Director, Tally
 from tests.chaos.world import SWEEP_SECONDS, World, pods_joined, world
 
-SETTLE_SECONDS = 120.0
-"""How long after the last strike the last job may take to end."""
-AHEAD_PAUSE_SECONDS = 0.15
+SETTLE_SECONDS = 90.0
+"""How long after the last strike it may take until the next job ends."""
+PARTING_SECONDS = 30.0
+MOST_TRAININGS = 3
+"""At a time, of those that strikes ask for."""
+AHEAD_PAUSE_SECONDS = 0.2
 """Between two requests while there are more strikes left than jobs to go with them."""
 LONGEST_RUN_SECONDS = 3600.0
 
@@ -46,7 +49,6 @@ async def chaos(shape: Shape, folder: Path) -> Outcome:
         clients = Clients([door.url for door in made.doors], shape.seed)
         async with Receivers(shape.seed).open(made.doors[0].url) as receivers, clients.connected():
             tally = await _struck(made, clients, receivers)
-            await _settled(made, clients)
             await receivers.settled(made.doors[0].url)
             await asyncio.sleep(shape.grace + 3 * SWEEP_SECONDS)
             findings = await audited(made, clients.ledger, receivers)
@@ -67,10 +69,10 @@ async def _struck(made: World, clients: Clients, receivers: Receivers) -> Tally:
         wanted.add(task)
 
     async def ask(prelude: Prelude) -> None:
-        if prelude == "training":
+        if prelude == "training" and clients.training() < MOST_TRAININGS:
             want(training=True, cancel_after=None, twin=False)
         elif prelude == "cancel":
-            want(training=False, seconds=3.0, cancel_after=0.7, again=False)
+            want(training=False, seconds=5.0, cancel_after=1.5, again=False)
         elif prelude == "long":
             for _ in made.pods:
                 want(training=False, seconds=1.5, cancel_after=None, again=False)
@@ -88,8 +90,9 @@ async def _struck(made: World, clients: Clients, receivers: Receivers) -> Tally:
         if striking.done() and (error := striking.exception()) is not None:
             raise error
     await striking
-    # Who waits for a job that never ends is sent home; the audit tells of the job.
-    _, waiting = await asyncio.wait(wanted, timeout=SETTLE_SECONDS)
+    await _settled(made, clients)
+    # Who still waits for a job that never ends is sent home; the audit tells of the job.
+    _, waiting = await asyncio.wait(wanted, timeout=PARTING_SECONDS)
     for task in waiting:
         task.cancel()
     for failed in await asyncio.gather(*wanted, return_exceptions=True):
@@ -100,8 +103,10 @@ async def _struck(made: World, clients: Clients, receivers: Receivers) -> Tally:
 
 async def _settled(made: World, clients: Clients) -> None:
     """Wait until every accepted job has ended; the audit tells which have not."""
-    end = time.monotonic() + SETTLE_SECONDS
     for server in made.servers:
         await server.ready()
-    while clients.outstanding() and time.monotonic() < end:
+    ended, since = 0, time.monotonic()
+    while clients.outstanding() and time.monotonic() - since < SETTLE_SECONDS:
         await clients.room(clients.outstanding())
+        if len(clients.ledger.final) != ended:
+            ended, since = len(clients.ledger.final), time.monotonic()

@@ -25,6 +25,7 @@ UNKNOWN_SECONDS = 8.0
 PREPARE_SECONDS = 3.0
 LOOK_SECONDS = 0.05
 AWAY_SECONDS = 1.5
+SLOW, SLOW_SECONDS = "slow", 1.5
 DEATH_SECONDS = 0.3
 """After this a death is noticed."""
 ROUNDS = 3
@@ -119,6 +120,10 @@ class Director:
                 await asyncio.sleep(0.3)
                 await pod.kill()
                 await pod.ready()
+        elif prelude == "slow file":
+            faults = self._faults["halls"]
+            faults[:] = [one for one in faults if one.how != SLOW]
+            faults.append(Fault(re.compile("^PUT /files/"), SLOW, SLOW_SECONDS))
         elif prelude == "server dies":
             await self._ask("long")
             await asyncio.sleep(0.5)
