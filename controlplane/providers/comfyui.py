@@ -50,7 +50,8 @@ class ComfyUIProvider:
         # From here on, as hints may come in before the answer to the prompt.
         follower = link.join(work, on_pod=False)
         try:
-            await self._submit(link.client, work)
+            async with link.turn:
+                await self._submit(link.client, work)
             follower.on_pod = True
         except BaseException:
             link.leave(work.prompt_id)

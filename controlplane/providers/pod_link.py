@@ -57,6 +57,8 @@ class PodLink:
         self._pace = pace
         self._idle = idle
         self._after = after
+        self.turn = asyncio.Lock()
+        """Held while a prompt goes out: a pod runs prompts in the order in which they come."""
         self._client_id = str(uuid.uuid4())
         self._sockets: dict[str, PodSocket] = {}
         self._given_up: set[str] = set()

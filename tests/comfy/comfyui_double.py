@@ -75,6 +75,8 @@ class ComfyUIDouble:
         self.started = asyncio.Event()
         self.answer_submit_with: list[tuple[int, Any]] = []
         self.break_after_queueing = False
+        self.slow_to_take: dict[str, float] = {}
+        """Seconds that a prompt is on its way."""
         self.deaf = False
         self.rename_uploads = False
         self.calls: list[str] = []
@@ -159,6 +161,7 @@ class ComfyUIDouble:
 
     async def _post_prompt(self, request: web.Request) -> web.Response:
         body = await request.json()
+        await asyncio.sleep(self.slow_to_take.get(body["prompt_id"], 0.0))
         if self.answer_submit_with:
             status, answer = self.answer_submit_with.pop(0)
             if status == 200:

@@ -104,6 +104,15 @@ async def test_of_two_prompts_each_gets_only_its_own_updates(listener: ComfyUIPr
     assert (before, heard[-1].kind) == ([], "succeeded")
 
 
+async def test_prompts_reach_a_pod_in_the_order_in_which_they_are_started(
+    listener: ComfyUIProvider, double: ComfyUIDouble
+) -> None:
+    double.slow_to_take["prompt-0"] = 0.2
+    works = [work(listener, double, f"prompt-{number}") for number in range(3)]
+    await asyncio.gather(*(listener.start(one) for one in works))
+    assert [body["prompt_id"] for body in double.received] == ["prompt-0", "prompt-1", "prompt-2"]
+
+
 async def test_hints_that_come_before_the_answer_to_the_prompt_are_not_lost(
     listener: ComfyUIProvider, double: ComfyUIDouble
 ) -> None:

@@ -149,7 +149,8 @@ async def test_a_job_that_is_lost_too_often_fails_with_the_story_of_each_attempt
 async def test_two_jobs_never_run_on_one_pod_at_a_time(room: Engine, double: ComfyUIDouble) -> None:
     await room.register(double)
     room.start()
-    first = await room.submit(held=True)
+    # Behind shorter work the second prompt would wait on the pod itself.
+    first = await room.submit(held=True, estimate_seconds=60.0)
     await double.started.wait()
     waiting = await room.submit()
     view = await room.reached(waiting, lambda view: view.job.placement)
