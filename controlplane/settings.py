@@ -70,8 +70,9 @@ class Settings(BaseSettings):
     prefer_wait_max_seconds: float = 90.0
     upload_url_seconds: float = 3600.0
     file_url_seconds: float = 24 * 3600.0
-    asset_grace_seconds: float = 3600.0
-    """How long a file that was announced may take to be claimed by a job's end; then it is deleted."""
+    asset_grace_seconds: float = 2 * 3600.0
+    """How long a file that was announced may take to be claimed by a job's end; then it is deleted. Longer than
+    ``upload_url_seconds``: what arrives after its row is gone stays for ever."""
     asset_sweep_seconds: float = 300.0
     """How often such files are looked for."""
 
