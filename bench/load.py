@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import statistics
@@ -28,6 +29,7 @@ from bench.processes import Program, Usage, control_plane, simulated_pods, usage
 
 UNFINISHED = ("queued", "claimed", "submitted", "running", "collecting")
 LOOK_SECONDS = 0.1
+YARDSTICK_SECONDS, LOOKS_PER_YARDSTICK = 0.2, 5
 PAGE = 100
 
 
@@ -133,7 +135,7 @@ async def drive(place: Site, options: argparse.Namespace) -> Result:
     before = place.usages()
     counts = await _counts(place)
     peak: dict[str, int] = {}
-    yardsticks: list[float] = [yardstick.milliseconds()]
+    yardsticks: list[float] = []
     watch = asyncio.create_task(_watched(place, peak, yardsticks))
     began = time.monotonic()
     took, accepted = await _post(place, options.jobs, options)
@@ -230,11 +232,14 @@ async def _counts(place: Site, short: bool = False) -> dict[str, Any]:
 
 
 async def _watched(place: Site, peak: dict[str, int], yardsticks: list[float]) -> None:
-    while True:
+    for number in itertools.count():
         yardsticks.append(yardstick.milliseconds())
+        if number % LOOKS_PER_YARDSTICK:
+            await asyncio.sleep(YARDSTICK_SECONDS)
+            continue
         for name, one in place.usages().items():
             peak[name] = max(peak.get(name, 0), one.rss)
-        await asyncio.sleep(1.0)
+        await asyncio.sleep(YARDSTICK_SECONDS)
 
 
 def _epoch(text: str) -> float:

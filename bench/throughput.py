@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import statistics
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -33,21 +34,26 @@ def _options(database: str, pods: int, jobs: int) -> argparse.Namespace:
     return load.parser().parse_args([*given, "--warm-up", str(max(100, pods))])
 
 
-async def rounds_of(database: str, pods: int, rounds: int, share: float) -> dict[str, Any]:
-    """Medians over the rounds on one control plane."""
-    options = _options(database, pods, max(50, int(JOBS[pods] * share)))
-    with tempfile.TemporaryDirectory(prefix="troupe-bench-") as folder:
-        async with load.site(options, Path(folder)) as place:
-            found = [await load.drive(place, options)]
-            options.warm_up = 0
-            found += [await load.drive(place, options) for _ in range(rounds - 1)]
-    for one in found:
-        print(one.line(), flush=True)
-    return _medians([asdict(one) for one in found])
+async def rounds_of(database: str, counts: Sequence[int], rounds: int, share: float) -> list[dict[str, Any]]:
+    """Medians over the rounds for each number of pods; all take turns, so that growth shows in every round."""
+    found: dict[int, list[dict[str, Any]]] = {pods: [] for pods in counts}
+    async with contextlib.AsyncExitStack() as stack:
+        places = {}
+        for pods in counts:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="troupe-bench-"))
+            options = _options(database, pods, max(50, int(JOBS[pods] * share)))
+            places[pods] = await stack.enter_async_context(load.site(options, Path(folder))), options
+        for number in range(rounds):
+            for pods, (place, options) in places.items():
+                options.warm_up = 0 if number else options.warm_up
+                one = await load.drive(place, options)
+                print(one.line(), flush=True)
+                found[pods].append(asdict(one))
+    return [_medians(found[pods]) for pods in counts]
 
 
 def _medians(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    medians: dict[str, Any] = dict(found[-1])
+    medians: dict[str, Any] = {**found[-1], "rounds": list(found)}
     for name, value in found[0].items():
         if isinstance(value, dict):
             medians[name] = {key: statistics.median(one[name][key] for one in found) for key in value}
@@ -78,7 +84,7 @@ def judged(found: dict[str, Any]) -> list[tuple[str, bool]]:
     for database, rows in found["load"].items():
         by_pods = {row["pods"]: row for row in rows}
         for pods, row in by_pods.items():
-            used = row["cpu_ms_per_job"]["control plane"]
+            used = _used(row)
             verdicts.append((f"{database}, {pods} pods: {used:.2f} ms of CPU per job, aim {CPU_MS:g}", used <= CPU_MS))
             lost = row["not_succeeded"] + row["doubled"]
             verdicts.append((f"{database}, {pods} pods: {lost} jobs lost or doubled, aim 0", lost == 0))
@@ -87,7 +93,8 @@ def judged(found: dict[str, Any]) -> list[tuple[str, bool]]:
             verdicts.append((f"{database}, 100 pods: {rate:.0f} finished/s, at least {least}", rate >= least))
             verdicts.append((f"{database}, 100 pods: {rate:.0f} finished/s, aiming at {aim}", rate >= aim))
         if {10, 1000} <= set(by_pods):
-            grown = load.growth(by_pods[10], by_pods[1000])
+            rounds = zip(by_pods[10]["rounds"], by_pods[1000]["rounds"], strict=True)
+            grown = statistics.median(_used(many) / _used(few) for few, many in rounds)
             told = f"{database}: CPU per job grows {grown:.2f}-fold from 10 to 1,000 pods, aim under {GROWTH}"
             verdicts.append((told, grown < GROWTH))
     for database, row in found["idle"].items():
@@ -99,11 +106,15 @@ def judged(found: dict[str, Any]) -> list[tuple[str, bool]]:
     return verdicts
 
 
+def _used(row: Mapping[str, Any]) -> float:
+    """Milliseconds of control-plane CPU per job."""
+    return float(row["cpu_ms_per_job"]["control plane"])
+
+
 async def _all(options: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, Any] = {"load": {}, "idle": {}}
     for database in options.databases:
-        rows = [await rounds_of(database, pods, options.rounds, options.share) for pods in options.pods]
-        found["load"][database] = rows
+        found["load"][database] = await rounds_of(database, options.pods, options.rounds, options.share)
         if not options.no_idle:
             found["idle"][database] = await idle(database)
             print(f"{database}, {IDLE_PODS} idle pods: {found['idle'][database]}", flush=True)

@@ -72,6 +72,15 @@ def test_a_missed_rate_is_told() -> None:
     assert [met for told, met in verdicts if "finished/s" in told] == [True, False]
 
 
+def test_growth_with_pods_is_the_median_of_the_rounds() -> None:
+    rounds = [(1.0, 1.1), (2.0, 2.2), (1.0, 5.0)]
+    rows = [row(10, 1.0, 1.0), row(1000, 9.0, 1.0)]
+    for index, one in enumerate(rows):
+        one["rounds"] = [row(one["pods"], pair[index], 1.0) for pair in rounds]
+    told = [one for one in throughput.judged({"load": {"sqlite": rows}, "idle": {}}) if "grows 1.10-fold" in one[0]]
+    assert [met for _, met in told] == [True]
+
+
 def test_growth_is_judged_by_the_yardstick() -> None:
     # Twice the CPU time on a machine that was half as fast is no growth.
     assert load.growth(row(10, 3.0, 0.0, 1.0), row(1000, 6.0, 0.0, 2.0)) == 1.0
