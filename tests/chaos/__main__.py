@@ -26,6 +26,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--only", action="append", metavar="STEP|FAILPOINT[: KIND]", help="only these steps or failpoints; repeat"
     )
     parser.add_argument("--servers", type=int, default=0, help="control planes (1 on SQLite, 3 on PostgreSQL)")
+    parser.add_argument("--minutes", type=float, default=60.0, help="begin no further strike after so long")
     parser.add_argument("--planted", default="", choices=tuple(PLANTED), help="run a server with this bug instead")
     parser.add_argument("--folder", type=Path, help="keep everything here")
     parser.add_argument("--write", action="store_true", help="find the planted bugs too, and write docs/reliability.md")
@@ -56,7 +57,8 @@ def shapes(options: argparse.Namespace) -> list[Shape]:
         return [dataclasses.replace(PLANTED[options.planted], seed=options.seed)]
     only = None if options.only is None else tuple(options.only)
     databases = ("sqlite", "postgresql") if options.database == "both" else (options.database,)
-    return [Shape(one, options.jobs, options.seed, options.times, only, servers=options.servers) for one in databases]
+    given = {"times": options.times, "only": only, "servers": options.servers, "minutes": options.minutes}
+    return [Shape(one, options.jobs, options.seed, **given) for one in databases]
 
 
 def run(shape: Shape, folder: Path) -> Outcome:

@@ -21,10 +21,12 @@ class Shape:
     only: tuple[str, ...] | None = None
     """Only points whose step or title is named here, or ``title: kind``; None means all."""
     picture_pods: int = 3
-    lanes: int = 3
+    minutes: float = 60.0
+    """After so long no further strike begins; what has not been struck by then is told."""
+    lanes: int = 4
     """How many strikes may be under way at once."""
-    lease: float = 2.0
-    stall: float = 4.0
+    lease: float = 1.5
+    stall: float = 3.0
     """Longer than the lease: whoever is stalled that long comes back to find somebody else at its work."""
     longest_job: float = 1.2
     long_share: float = 0.2

@@ -60,14 +60,15 @@ class Director:
         self._armed: dict[int, str] = {}
         self._numbers = 0
         shape = world.shape
-        self._strikes = [
+        once = [
             (point, kind)
             for point in points_of(shape.database)
             for kind in point.kinds
-            for _ in range(shape.times)
             if shape.wants(point.step, point.title, kind)
         ]
-        self._random.shuffle(self._strikes)
+        # Each once before any is made again; the last ones are made first.
+        self._strikes = [one for _ in range(shape.times) for one in self._random.sample(once, len(once))]
+        self._end = time.monotonic() + 60.0 * shape.minutes
         self.total = len(self._strikes)
         self._alone = asyncio.Lock()
         self._dying = asyncio.Lock()
@@ -82,13 +83,13 @@ class Director:
         for number in range(ROUNDS):
             missed: list[tuple[Point, str]] = []
             await asyncio.gather(*(self._lane(missed) for _ in range(self._world.shape.lanes)))
-            self._strikes = missed
-            if not missed or number == ROUNDS - 1:
+            self._strikes = [*self._strikes, *missed]
+            if not missed or number == ROUNDS - 1 or time.monotonic() > self._end:
                 break
         self.tally.late = [(point.title, kind) for point, kind in self._strikes]
 
     async def _lane(self, missed: list[tuple[Point, str]]) -> None:
-        while self._strikes:
+        while self._strikes and time.monotonic() < self._end:
             point, kind = self._strikes.pop()
             began = time.monotonic()
             fired = await self._strike(point, kind)
