@@ -19,6 +19,7 @@ _ADD = insert(jobs)
 _QUEUED = text(QUEUED_ROWS)
 _GET = select(jobs).where(jobs.c.project_id == bindparam("project"), jobs.c.id == bindparam("id"))
 _GET_LOCKED = _GET.with_for_update()
+_STATUS = _GET.with_only_columns(jobs.c.status)
 _PLACES = select(jobs.c.id, jobs.c.created_at)
 
 
@@ -44,6 +45,11 @@ def get(c: Connection, project_id: str, job_id: str) -> Job | None:
     """One job."""
     row = c.execute(_GET, {"project": project_id, "id": job_id}).one_or_none()
     return _job(row) if row else None
+
+
+def status_of(c: Connection, project_id: str, job_id: str) -> str | None:
+    """How far one job is, for whoever needs no more of it; None where there is none."""
+    return c.execute(_STATUS, {"project": project_id, "id": job_id}).scalar_one_or_none()
 
 
 def get_locked(c: Connection, project_id: str, job_id: str) -> Job | None:

@@ -133,7 +133,7 @@ class Choice:
 
 CAPACITY = 1
 """Prompts that a pod runs at a time: ComfyUI works on them one after another."""
-PREFETCH_DEPTH = 4
+PREFETCH_DEPTH = 8
 """At most so many prompts wait on a pod behind the running one."""
 SLOTS = CAPACITY + PREFETCH_DEPTH
 SHOWN_PODS = 10

@@ -132,11 +132,11 @@ class Jobs:
         end = time.monotonic() + seconds
         reader = await self._tail.join(Wanted(project_id, job_id, types=events.JOB_FINAL))
         try:
-            view = await self.get(project_id, job_id)
-            while not is_final(view.job.status) and (rest := end - time.monotonic()) > 0:
-                await reader.take(min(rest, LOOK_SECONDS))
-                view = await self.get(project_id, job_id)
-            return view
+            while (rest := end - time.monotonic()) > 0:
+                status = await self._db.read(job_rows.status_of, project_id, job_id)
+                if status is None or is_final(status) or await reader.take(min(rest, LOOK_SECONDS)):
+                    break
+            return await self.get(project_id, job_id)
         finally:
             self._tail.leave(reader)
 

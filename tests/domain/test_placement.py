@@ -227,7 +227,7 @@ def test_no_training_waits_behind_anything() -> None:
     assert placed([job("t", kind="train")], [pod("a")], load("a", live(seconds=1.0))) == {}
 
 
-@pytest.mark.parametrize(("seconds", "places"), [(10.0, 1), (0.3, 3), (0.02, 4)])
+@pytest.mark.parametrize(("seconds", "places"), [(10.0, 1), (0.3, 3), (0.02, 8)])
 def test_more_than_one_prompt_waits_only_while_all_of_them_are_over_in_a_moment(seconds: float, places: int) -> None:
     jobs = [job(str(n), estimate_seconds=seconds) for n in range(10)]
     made = placed(jobs, [pod("a")], load("a", live(seconds=seconds)))
