@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import hashlib
 import hmac
 import json
@@ -194,6 +195,7 @@ class LocalStore:
         try:
             found = path.stat()
         except (FileNotFoundError, NotADirectoryError):
+            self._check_present()
             return None
         if not stat.S_ISREG(found.st_mode):
             return None
@@ -205,12 +207,18 @@ class LocalStore:
         self._facts.note(key, path, info)
         return info
 
+    def _check_present(self) -> None:
+        """FileNotFoundError where the whole store is away, as a volume that is not mounted: no blob is gone by that."""
+        if not (self.root / _INCOMING).is_dir():
+            raise FileNotFoundError(errno.ENOENT, "the blob store's folder is away", str(self.root))
+
     def _remove(self, key: str) -> bool:
         path = self.path(key)
         self._facts.forget(key)
         try:
             path.unlink()
         except (FileNotFoundError, NotADirectoryError):
+            self._check_present()
             return False
         for folder in path.parents:
             if folder == self.root:

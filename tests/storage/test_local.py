@@ -258,3 +258,14 @@ async def test_leftovers_of_a_killed_process_are_cleared_after_a_day(store: Loca
     clock.time += 25 * 3600
     store.clear_incoming()
     assert not leftover.exists()
+
+
+async def test_a_store_whose_folder_is_away_does_not_say_that_its_blobs_are_gone(store: LocalStore) -> None:
+    await store.put("default/_/2026-01-02/a.png", b"a", "image/png")
+    away = store.root.with_name("away")
+    store.root.rename(away)
+    for ask in (store.head, store.delete):
+        with pytest.raises(FileNotFoundError):
+            await ask("default/_/2026-01-02/a.png")
+    away.rename(store.root)
+    assert await store.get("default/_/2026-01-02/a.png") == b"a"
