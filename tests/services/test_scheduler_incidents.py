@@ -165,7 +165,8 @@ async def test_a_prompt_that_meets_a_restart_is_no_reason_to_fail(room: Engine, 
     await room.reached(job, lambda view: "suspect" in (view.job.placement or {}).get("reason", ""))
     double.away = False
     await room.pods.heartbeat(pod.id, key, {"state": "ready"})
-    assert ((await room.final(job)).job.status, len(double.received)) == ("succeeded", 1)
+    over = await room.final(job)
+    assert (over.job.status, len(double.received)) == ("succeeded", 1), (over.job.error, codes(over))
 
 
 async def test_a_pod_that_nobody_hears_keeps_its_job_while_its_worker_beats(
