@@ -7,7 +7,7 @@ import contextlib
 import json
 import random
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,6 +53,7 @@ class Ledger:
     """Jobs whose cancellation was accepted."""
     heard: list[tuple[int, str, str]] = field(default_factory=list)
     """(id, type, job) of the project's events, as one reader got them over all breaks."""
+    begun: set[str] = field(default_factory=set)
     final: dict[str, str] = field(default_factory=dict)
     """Job -> status, as that reader heard it."""
 
@@ -101,14 +102,14 @@ class Clients:
                 async with asyncio.timeout(1.0):
                     await self._changed.wait()
 
-    async def ended(self, job_id: str, seconds: float) -> bool:
-        """Wait until the project's events told a job's end."""
+    async def _until(self, job_id: str, told: Collection[str], seconds: float) -> bool:
+        """Wait until the project's events told something of a job, or its end."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                while job_id not in self.ledger.final:
+                while job_id not in told and job_id not in self.ledger.final:
                     self._changed.clear()
                     await self._changed.wait()
-        return job_id in self.ledger.final
+        return job_id in told
 
     async def want(self, wish: Wish) -> None:
         """Do everything that one wish asks for, to its end."""
@@ -117,12 +118,14 @@ class Clients:
         job_id = self.ledger.job_of(wish.key)
         if job_id is None:
             return
+        if wish.cancelled_at_work:
+            await self._until(job_id, self.ledger.begun, PATIENCE_SECONDS)
         if wish.cancel_after is not None:
             await asyncio.sleep(wish.cancel_after)
             await self._cancel(job_id)
         if wish.streamed:
             self.ledger.streams[job_id] = [one[:2] async for one in self._stream(f"/jobs/{job_id}/events", True)]
-        if wish.again and await self.ended(job_id, PATIENCE_SECONDS):
+        if wish.again and await self._until(job_id, self.ledger.final, PATIENCE_SECONDS):
             await self._submit(wish)
 
     async def _submit(self, wish: Wish) -> None:
@@ -176,6 +179,9 @@ class Clients:
     async def _read_project(self) -> None:
         async for number, kind, job_id in self._stream("/events", False):
             self.ledger.heard.append((number, kind, job_id))
+            if kind == "job.started":
+                self.ledger.begun.add(job_id)
+                self._changed.set()
             if kind in FINAL_EVENTS:
                 self.ledger.final.setdefault(job_id, FINAL_EVENTS[kind])
                 self._changed.set()

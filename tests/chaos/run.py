@@ -72,7 +72,7 @@ async def _struck(made: World, clients: Clients, receivers: Receivers) -> Tally:
         if prelude == "training" and clients.training() < MOST_TRAININGS:
             want(training=True, cancel_after=None, twin=False)
         elif prelude == "cancel":
-            want(training=False, seconds=5.0, cancel_after=1.5, again=False)
+            want(training=False, seconds=5.0, cancel_after=0.2, cancelled_at_work=True, again=False)
         elif prelude == "long":
             for _ in made.pods:
                 want(training=False, seconds=1.5, cancel_after=None, again=False)

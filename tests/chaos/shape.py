@@ -65,7 +65,9 @@ class Wish:
     again: bool = False
     """Sent again once its job is final."""
     cancel_after: float | None = None
-    """Seconds after its acceptance."""
+    """Seconds after its acceptance, or after its beginning."""
+    cancelled_at_work: bool = False
+    """Whether its cancellation waits for its beginning."""
     streamed: bool = False
     """Its events are read to their end."""
     waits: bool = False
