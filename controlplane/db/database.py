@@ -89,8 +89,8 @@ class Database:
 
         - a claim takes queued jobs only, so its second run takes other ones. Those of the first have their attempt's
           row, and nobody at work on them: their lease runs out, and whoever takes them over asks the pod first;
-        - a renewal of leases sets what it set before; a take-over finds no lease that has run out any more, and the jobs
-          of the first run wait for theirs to run out once more;
+        - a renewal of leases sets what it set before; a take-over finds no lease that has run out any more, and those
+          of the first run have to run out once more;
         - notes (submitted, running, progress) write the same values again; an event may be told twice, no state is;
         - an ending (succeeded, failed, cancelled) and a return to the queue find the job no longer held and raise
           StaleClaim: the first run was committed, there is nothing left to do;

@@ -7,7 +7,7 @@ import logging
 import secrets
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from controlplane.db.postgresql import CONNECT_SECONDS, with_driver
 
@@ -35,7 +35,12 @@ class Notices:
 
     def __init__(self, url: str) -> None:
         """``url`` in SQLAlchemy's form."""
-        self._address = with_driver(url).set(drivername="postgresql").render_as_string(hide_password=False)
+        parsed = with_driver(url)
+        # Word by word: SQLAlchemy's URLs and libpq's differ in how they write spaces and plus signs.
+        self._address: dict[str, Any] = {
+            **parsed.translate_connect_args(username="user", database="dbname"),
+            **{name: value if isinstance(value, str) else ",".join(value) for name, value in parsed.query.items()},
+        }
         self._name = secrets.token_hex(4)
         self._untold: set[str] = set()
         self._bell = asyncio.Event()
@@ -70,7 +75,8 @@ class Notices:
         from psycopg import AsyncConnection
 
         return await AsyncConnection.connect(
-            self._address, autocommit=True, connect_timeout=CONNECT_SECONDS, application_name="troupe notices"
+            **{"connect_timeout": CONNECT_SECONDS, "application_name": "troupe notices", **self._address},
+            autocommit=True,
         )
 
     async def _hear(self, connection: AsyncConnection, heard: Callable[..., None]) -> None:

@@ -294,6 +294,18 @@ def test_a_database_that_does_not_answer_is_told_without_a_password(
     assert "hush" not in str(caught.value)
 
 
+async def test_notices_are_heard_where_the_url_has_options_with_spaces(postgresql_url: str) -> None:
+    joint = "&" if "?" in postgresql_url else "?"
+    heard: list[tuple[str, ...]] = []
+    notices = Notices(f"{postgresql_url}{joint}options=-c%20statement_timeout%3D120s")
+    task = asyncio.create_task(notices.run(lambda *topics: heard.append(topics)))
+    try:
+        await until(lambda: heard == [()])
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
 async def test_a_notice_reaches_the_other_processes_and_not_its_own(postgresql_url: str) -> None:
     one, other = Notices(postgresql_url), Notices(postgresql_url)
     heard: dict[str, list[tuple[str, ...]]] = {"one": [], "other": []}
