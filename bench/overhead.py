@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import json
 import os
 import secrets
 import statistics
@@ -29,6 +28,7 @@ from bench.http_wire import Caller
 from bench.load import share
 from bench.processes import JOIN_TOKEN, Program, control_plane, running
 from bench.rivals import Direct, Rival, Troupe, comfyui_api, comfyui_api_folder
+from bench.verdicts import conclude
 
 GRAPHS = {"no-op": 0.0, "100 ms": 0.1, "500 ms": 0.5}
 CONCURRENCIES = (1, 8)
@@ -261,11 +261,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="also write the figures here")
     options = parser.parse_args(arguments)
     found = asyncio.run(_all(options))
-    verdicts = [verdict for one in found for verdict in judged(one)]
-    for told, met in verdicts:
-        print(f"{'met   ' if met else 'MISSED'} {told}")
-    if options.json:
-        options.json.write_text(json.dumps({"places": found, "aims": verdicts}, indent=1) + "\n", encoding="utf-8")
+    conclude([verdict for one in found for verdict in judged(one)], {"places": found}, options.json)
     return 0
 
 

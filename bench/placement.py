@@ -10,7 +10,6 @@ import argparse
 import bisect
 import heapq
 import itertools
-import json
 import random
 import statistics
 import sys
@@ -20,6 +19,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from bench.verdicts import conclude
 from controlplane.domain.placement import Assignment, Policy, Waiting, assign, lane_of
 from controlplane.domain.pods import READY, Live, Load, Needs, Pod
 
@@ -293,11 +293,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="also write the figures here")
     options = parser.parse_args(arguments)
     rows = measure(SCENES, options.seeds)
-    verdicts = judged(rows)
-    for told, met in verdicts:
-        print(f"{'met   ' if met else 'MISSED'} {told}")
-    if options.json:
-        options.json.write_text(json.dumps({"rows": rows, "aims": verdicts}, indent=1) + "\n", encoding="utf-8")
+    conclude(judged(rows), {"rows": rows}, options.json)
     return 0
 
 

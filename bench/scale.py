@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import statistics
 import sys
 import tempfile
@@ -22,6 +21,7 @@ import orjson
 from bench import filling, load
 from bench.http_wire import Caller
 from bench.rivals import Troupe
+from bench.verdicts import conclude
 
 FINISHED = (10, 10_000, 1_000_000)
 CHARACTERS = 100_000
@@ -152,11 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows: list[dict[str, Any]] = []
     for database in options.databases:
         rows += asyncio.run(measure(database, options.sizes, options.characters))
-    verdicts = judged(rows)
-    for told, met in verdicts:
-        print(f"{'met   ' if met else 'MISSED'} {told}")
-    if options.json:
-        options.json.write_text(json.dumps({"rows": rows, "aims": verdicts}, indent=1) + "\n", encoding="utf-8")
+    conclude(judged(rows), {"rows": rows}, options.json)
     return 0
 
 

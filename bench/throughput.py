@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import json
 import statistics
 import sys
 import tempfile
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import load
+from bench.verdicts import conclude
 
 PODS = (1, 10, 100, 1000)
 JOBS = {1: 400, 10: 1000, 100: 2000, 1000: 3000}
@@ -131,11 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="also write the figures here")
     options = parser.parse_args(arguments)
     found = asyncio.run(_all(options))
-    verdicts = judged(found)
-    for told, met in verdicts:
-        print(f"{'met   ' if met else 'MISSED'} {told}")
-    if options.json:
-        options.json.write_text(json.dumps({**found, "aims": verdicts}, indent=1) + "\n", encoding="utf-8")
+    conclude(judged(found), found, options.json)
     return 0
 
 
