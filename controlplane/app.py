@@ -228,31 +228,8 @@ async def _background(app: web.Application) -> AsyncIterator[None]:
     async with open_session() as session:
         provider = ComfyUIProvider(session, parts.store, Pace(submit_seconds=parts.settings.submit_timeout_seconds))
         scheduler = _scheduler(parts, provider)
-        tasks = [
-            asyncio.create_task(_kept_up("scheduler", scheduler.run)),
-            asyncio.create_task(_kept_up("pod sweep", lambda: _every(POD_SWEEP_SECONDS, parts.services.pods.sweep))),
-            asyncio.create_task(
-                _kept_up(
-                    "asset sweep",
-                    lambda: _every(parts.settings.asset_sweep_seconds, parts.services.assets.sweep),
-                )
-            ),
-            asyncio.create_task(
-                _kept_up(
-                    "rental sweep",
-                    lambda: _every(parts.settings.reconcile_seconds, parts.services.reconciler.sweep),
-                )
-            ),
-        ]
-        retention = Retention(parts.db, parts.clock, parts.settings)
-        tasks.append(
-            asyncio.create_task(_kept_up("retention", lambda: _every(RETENTION_SWEEP_SECONDS, retention.sweep)))
-        )
-        pruning = EventPruning(parts.db, parts.clock, parts.settings)
-        tasks.append(asyncio.create_task(_kept_up("webhook sender", parts.services.sender.run)))
-        tasks.append(asyncio.create_task(_kept_up("event pruning", lambda: _every(PRUNE_SECONDS, pruning.sweep))))
-        if (notices := parts.notices) is not None:
-            tasks.append(asyncio.create_task(_kept_up("notices", lambda: notices.run(parts.hints.ring))))
+        work = _background_work(parts, scheduler)
+        tasks = [asyncio.create_task(_kept_up(name, one)) for name, one in work.items()]
         try:
             yield
         finally:
@@ -265,6 +242,25 @@ async def _background(app: web.Application) -> AsyncIterator[None]:
     if parts.launcher is not None:
         await parts.launcher.close()
     await parts.db.close()
+
+
+def _background_work(parts: Parts, scheduler: Scheduler) -> dict[str, Callable[[], Awaitable[None]]]:
+    """What goes on for as long as the server lives, by name."""
+    settings, services = parts.settings, parts.services
+    retention = Retention(parts.db, parts.clock, settings)
+    pruning = EventPruning(parts.db, parts.clock, settings)
+    work: dict[str, Callable[[], Awaitable[None]]] = {
+        "scheduler": scheduler.run,
+        "webhook sender": services.sender.run,
+        "pod sweep": lambda: _every(POD_SWEEP_SECONDS, services.pods.sweep),
+        "asset sweep": lambda: _every(settings.asset_sweep_seconds, services.assets.sweep),
+        "rental sweep": lambda: _every(settings.reconcile_seconds, services.reconciler.sweep),
+        "retention": lambda: _every(RETENTION_SWEEP_SECONDS, retention.sweep),
+        "event pruning": lambda: _every(PRUNE_SECONDS, pruning.sweep),
+    }
+    if (notices := parts.notices) is not None:
+        work["notices"] = lambda: notices.run(parts.hints.ring)
+    return work
 
 
 def _scheduler(parts: Parts, provider: ComfyUIProvider) -> Scheduler:
