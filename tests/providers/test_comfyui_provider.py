@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,31 +18,12 @@ from tests.comfy.comfyui_double import (
     ERROR,
     SUCCESS,
     ComfyUIDouble,
-    comfyui_double,
     recorded_history,
     replay_graph,
 )
 from tests.waiting import until
 
 PACE = Pace(poll=0.1, blind_poll=0.05, absent_looks=3, absent_seconds=0.2, unreachable_seconds=0.6)
-
-
-class FixedClock:
-    """Time stands still."""
-
-    def now(self) -> float:
-        return 1_795_000_000.0
-
-
-@pytest.fixture
-async def double() -> AsyncIterator[ComfyUIDouble]:
-    async with comfyui_double() as running:
-        yield running
-
-
-@pytest.fixture
-def blobs(tmp_path: Path) -> LocalStore:
-    return LocalStore(tmp_path / "blobs", "http://127.0.0.1/files", "key", FixedClock())
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import contextlib
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -16,7 +15,7 @@ from controlplane.errors import PodRefused
 from controlplane.ports import PodAddress, Update, Work
 from controlplane.providers.comfyui import ComfyUIProvider, Pace
 from controlplane.storage.local import LocalStore
-from tests.comfy.comfyui_double import ERROR, ComfyUIDouble, comfyui_double, replay_graph
+from tests.comfy.comfyui_double import ERROR, ComfyUIDouble, replay_graph
 from tests.waiting import until
 
 FOR_EVER = 3600.0
@@ -24,22 +23,8 @@ PATIENT = Pace(poll=0.1, blind_poll=0.05, absent_seconds=FOR_EVER, unreachable_s
 """Nothing is ever given up for silence, so that whatever ends an attempt is something that was told."""
 
 
-class FixedClock:
-    """Time stands still."""
-
-    def now(self) -> float:
-        return 1_795_000_000.0
-
-
 @pytest.fixture
-async def double() -> AsyncIterator[ComfyUIDouble]:
-    async with comfyui_double() as running:
-        yield running
-
-
-@pytest.fixture
-async def provider(tmp_path: Path) -> AsyncIterator[ComfyUIProvider]:
-    blobs = LocalStore(tmp_path / "blobs", "http://127.0.0.1/files", "key", FixedClock())
+async def provider(blobs: LocalStore) -> AsyncIterator[ComfyUIProvider]:
     async with open_session() as session:
         made = ComfyUIProvider(session, blobs, PATIENT)
         yield made

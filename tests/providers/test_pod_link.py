@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from pathlib import Path
 
 import pytest
 
@@ -15,7 +14,7 @@ from controlplane.ports import PodAddress, Update, Work
 from controlplane.providers import pod_link
 from controlplane.providers.comfyui import ComfyUIProvider, Pace
 from controlplane.storage.local import LocalStore
-from tests.comfy.comfyui_double import ComfyUIDouble, comfyui_double, replay_graph
+from tests.comfy.comfyui_double import ComfyUIDouble, replay_graph
 from tests.waiting import until
 
 PACE = Pace(poll=0.2, blind_poll=0.1, absent_looks=3, absent_seconds=0.2, unreachable_seconds=0.6)
@@ -23,22 +22,8 @@ NEVER = 3600.0
 BY_HINTS_ONLY = Pace(poll=NEVER, blind_poll=NEVER)
 
 
-class FixedClock:
-    """Time stands still."""
-
-    def now(self) -> float:
-        return 1_795_000_000.0
-
-
-@pytest.fixture
-async def double() -> AsyncIterator[ComfyUIDouble]:
-    async with comfyui_double() as running:
-        yield running
-
-
 @contextlib.asynccontextmanager
-async def provider_with(pace: Pace, folder: Path) -> AsyncIterator[ComfyUIProvider]:
-    blobs = LocalStore(folder / "blobs", "http://127.0.0.1/files", "key", FixedClock())
+async def provider_with(pace: Pace, blobs: LocalStore) -> AsyncIterator[ComfyUIProvider]:
     async with open_session() as session:
         made = ComfyUIProvider(session, blobs, pace)
         try:
@@ -48,15 +33,15 @@ async def provider_with(pace: Pace, folder: Path) -> AsyncIterator[ComfyUIProvid
 
 
 @pytest.fixture
-async def provider(tmp_path: Path) -> AsyncIterator[ComfyUIProvider]:
-    async with provider_with(PACE, tmp_path) as made:
+async def provider(blobs: LocalStore) -> AsyncIterator[ComfyUIProvider]:
+    async with provider_with(PACE, blobs) as made:
         yield made
 
 
 @pytest.fixture
-async def listener(tmp_path: Path) -> AsyncIterator[ComfyUIProvider]:
+async def listener(blobs: LocalStore) -> AsyncIterator[ComfyUIProvider]:
     """A provider that learns nothing by polling."""
-    async with provider_with(BY_HINTS_ONLY, tmp_path) as made:
+    async with provider_with(BY_HINTS_ONLY, blobs) as made:
         yield made
 
 
@@ -150,9 +135,9 @@ async def test_a_client_id_whose_websocket_broke_is_not_listened_under_again(
 
 
 async def test_a_prompt_of_another_process_is_heard_of_under_its_client_id(
-    listener: ComfyUIProvider, double: ComfyUIDouble, tmp_path: Path
+    listener: ComfyUIProvider, double: ComfyUIDouble, blobs: LocalStore
 ) -> None:
-    async with provider_with(BY_HINTS_ONLY, tmp_path) as other:
+    async with provider_with(BY_HINTS_ONLY, blobs) as other:
         one = work(other, double, held=True)
         await other.start(one)
         await double.started.wait()
@@ -201,8 +186,8 @@ async def test_one_look_at_the_queue_serves_all_prompts(provider: ComfyUIProvide
     assert max(queued) * 5 > double.calls.count("GET /queue")
 
 
-async def test_a_sound_websocket_saves_looks_at_the_queue(tmp_path: Path, double: ComfyUIDouble) -> None:
-    async with provider_with(Pace(poll=NEVER, blind_poll=0.05), tmp_path) as provider:
+async def test_a_sound_websocket_saves_looks_at_the_queue(blobs: LocalStore, double: ComfyUIDouble) -> None:
+    async with provider_with(Pace(poll=NEVER, blind_poll=0.05), blobs) as provider:
         one = work(provider, double, held=True)
         await provider.start(one)
         task = asyncio.create_task(followed(provider, one))
@@ -230,10 +215,10 @@ async def test_what_is_to_be_forgotten_goes_out_together(
 
 
 async def test_what_is_to_be_forgotten_goes_out_before_the_process_ends(
-    tmp_path: Path, double: ComfyUIDouble, monkeypatch: pytest.MonkeyPatch
+    blobs: LocalStore, double: ComfyUIDouble, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pod_link, "FORGET_SECONDS", NEVER)
-    async with provider_with(PACE, tmp_path) as provider:
+    async with provider_with(PACE, blobs) as provider:
         one = work(provider, double)
         await provider.start(one)
         await followed(provider, one)
@@ -253,9 +238,9 @@ async def test_a_link_that_nobody_uses_is_closed(
 
 
 async def test_a_prompt_is_followed_through_a_pods_new_token_without_a_second_listener(
-    tmp_path: Path, double: ComfyUIDouble
+    blobs: LocalStore, double: ComfyUIDouble
 ) -> None:
-    async with provider_with(BY_HINTS_ONLY, tmp_path) as provider:
+    async with provider_with(BY_HINTS_ONLY, blobs) as provider:
         one = work(provider, double, held=True)
         await provider.start(one)
         await double.started.wait()
