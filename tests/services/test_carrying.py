@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import dataclasses
 from collections.abc import AsyncIterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,14 +25,8 @@ from controlplane.services.holding import Held, Order
 from controlplane.services.jobs import JobView
 from controlplane.services.taking_back import to_take_back
 from tests.comfy.comfyui_double import ComfyUIDouble, replay_graph
-from tests.services.engine import PROJECT, Engine, engine
+from tests.services.engine import PROJECT, Engine
 from tests.waiting import until
-
-
-@pytest.fixture
-async def room(tmp_path: Path) -> AsyncIterator[Engine]:
-    async with engine(tmp_path) as made:
-        yield made
 
 
 class Carried:

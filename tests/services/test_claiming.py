@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,12 +24,6 @@ from tests.services.engine import JOIN_TOKEN, PROJECT, Engine, engine
 pytestmark = pytest.mark.usefixtures("each_database")
 ONLY_ON_SQLITE = pytest.mark.parametrize("each_database", ["sqlite"], indirect=True)
 MANY = 100_000
-
-
-@pytest.fixture
-async def room(tmp_path: Path) -> AsyncIterator[Engine]:
-    async with engine(tmp_path) as made:
-        yield made
 
 
 async def pod(room: Engine, number: int = 1, **values: object) -> Pod:

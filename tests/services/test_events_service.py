@@ -17,12 +17,6 @@ from tests.services.engine import PROJECT, Engine, engine
 pytestmark = pytest.mark.usefixtures("each_database")
 
 
-@pytest.fixture
-async def room(tmp_path: Path) -> AsyncIterator[Engine]:
-    async with engine(tmp_path) as made:
-        yield made
-
-
 async def happen(room: Engine, type_: str, character_id: str | None = None) -> int:
     """Write one event and wake the readers; returns its id."""
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from pathlib import Path
 from types import MappingProxyType
 
 import pytest
@@ -13,15 +11,9 @@ from sqlalchemy import update
 from controlplane.db.tables import jobs as job_table
 from controlplane.errors import NotFound, Unprocessable
 from controlplane.services.jobs import Jobs
-from tests.services.engine import PROJECT, Engine, engine
+from tests.services.engine import PROJECT, Engine
 
 pytestmark = pytest.mark.usefixtures("each_database")
-
-
-@pytest.fixture
-async def room(tmp_path: Path) -> AsyncIterator[Engine]:
-    async with engine(tmp_path) as made:
-        yield made
 
 
 async def test_a_job_reads_as_it_was_accepted(room: Engine) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import AsyncIterator, Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,16 +20,10 @@ from controlplane.services.holding import Held
 from controlplane.services.notes import Notes
 from controlplane.services.outcomes import NO_NEWS, News
 from tests.comfy.comfyui_double import ComfyUIDouble
-from tests.services.engine import PROJECT, Engine, engine
+from tests.services.engine import PROJECT, Engine
 from tests.waiting import until
 
 pytestmark = pytest.mark.usefixtures("each_database")
-
-
-@pytest.fixture
-async def room(tmp_path: Path) -> AsyncIterator[Engine]:
-    async with engine(tmp_path) as made:
-        yield made
 
 
 @pytest.fixture

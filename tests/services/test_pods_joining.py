@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +9,7 @@ import pytest
 from controlplane.db.events import after
 from controlplane.domain.pods import Pod
 from controlplane.services.pods import Pods
-from tests.services.engine import JOIN_TOKEN, PROJECT, Engine, engine
+from tests.services.engine import JOIN_TOKEN, PROJECT, Engine
 
 pytestmark = pytest.mark.usefixtures("each_database")
 
@@ -26,12 +24,6 @@ BODY: dict[str, Any] = {
 BOOT = {"phase": "models", "detail": "sd_xl_base_1.0.safetensors", "percent": 41.7}
 JOINING = {**BODY, "state": "joining", "boot": BOOT}
 READY = {**BODY, "state": "ready", "node_classes": ["Replay"]}
-
-
-@pytest.fixture
-async def room(tmp_path: Path) -> AsyncIterator[Engine]:
-    async with engine(tmp_path) as made:
-        yield made
 
 
 async def only(room: Engine) -> Pod:

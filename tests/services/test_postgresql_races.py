@@ -36,7 +36,7 @@ from controlplane.services.outcomes import News
 from controlplane.services.rental_books import RentalBooks, RentRequest
 from controlplane.services.requests import ImageRequest
 from tests.services.character_studio import Studio, drawing, png, studio, upload_body
-from tests.services.engine import JOIN_TOKEN, PROJECT, Engine, engine
+from tests.services.engine import JOIN_TOKEN, PROJECT, Engine
 
 WINDOW_SECONDS = 0.4
 BODY = {
@@ -52,12 +52,6 @@ BODY = {
 @pytest.fixture(autouse=True)
 def on_postgresql(postgresql_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TROUPE_DATABASE_URL", postgresql_url)
-
-
-@pytest.fixture
-async def room(tmp_path: Path) -> AsyncIterator[Engine]:
-    async with engine(tmp_path) as made:
-        yield made
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from io import BytesIO
 from pathlib import Path
 
@@ -19,16 +18,10 @@ from controlplane.services.pictures import UnreadablePicture
 from controlplane.services.previews import SIDE, Previews, as_jpeg
 from controlplane.storage.local import LocalStore
 from tests.services.character_studio import drawing, png
-from tests.services.engine import PROJECT, Engine, WallClock, engine
+from tests.services.engine import PROJECT, Engine, WallClock
 from tests.services.test_scheduler_embedded import NODES, EmbeddedPod, pod, register, sleeping
 
 __all__ = ["pod"]
-
-
-@pytest.fixture
-async def room(tmp_path: Path) -> AsyncIterator[Engine]:
-    async with engine(tmp_path) as made:
-        yield made
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,10 @@ from controlplane.services.events import Hints
 from controlplane.services.pods import Pods
 from controlplane.services.reports import SAMPLES_SHOWN
 from tests.services.character_studio import Clock, Studio, drawing, png, studio
-from tests.services.engine import PROJECT, Engine, engine
+from tests.services.engine import PROJECT, Engine
 from tests.services.test_pods_service import BODY, JOIN_TOKEN
 
 pytestmark = pytest.mark.usefixtures("each_database")
-
-
-@pytest.fixture
-async def room(tmp_path: Path) -> AsyncIterator[Engine]:
-    async with engine(tmp_path) as made:
-        yield made
 
 
 async def training(room: Engine, number: int = 1) -> tuple[Pod, Claimed]:

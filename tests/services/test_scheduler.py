@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,6 @@ from tests.waiting import until
 pytestmark = pytest.mark.usefixtures("each_database")
 # These wait for pods most of their time, and say nothing of the database.
 ONLY_ON_SQLITE = pytest.mark.parametrize("each_database", ["sqlite"], indirect=True)
-
-
-@pytest.fixture
-async def room(tmp_path: Path) -> AsyncIterator[Engine]:
-    async with engine(tmp_path) as made:
-        yield made
 
 
 def refusal(words: str) -> tuple[int, Any]:

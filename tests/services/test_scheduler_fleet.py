@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,12 +18,6 @@ from tests.waiting import until
 
 pytestmark = pytest.mark.usefixtures("each_database")
 ONLY_ON_SQLITE = pytest.mark.parametrize("each_database", ["sqlite"], indirect=True)
-
-
-@pytest.fixture
-async def room(tmp_path: Path) -> AsyncIterator[Engine]:
-    async with engine(tmp_path) as made:
-        yield made
 
 
 def on(view: JobView, pod_id: str) -> bool:

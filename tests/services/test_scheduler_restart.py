@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -24,12 +24,6 @@ pytestmark = pytest.mark.usefixtures("each_database")
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 STEPS = ["attempt row", "post", "running", "history", "verify", "transaction", "commit"]
-
-
-@pytest.fixture
-async def room(tmp_path: Path) -> AsyncIterator[Engine]:
-    async with engine(tmp_path) as made:
-        yield made
 
 
 async def killed_at(step: str, folder: Path, double: ComfyUIDouble) -> None:

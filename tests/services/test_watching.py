@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,15 +14,9 @@ from controlplane.domain.jobs import CLAIMED, Job
 from controlplane.services.holding import Held
 from controlplane.services.watching import Watcher
 from tests.comfy.comfyui_double import ComfyUIDouble
-from tests.services.engine import PROJECT, Engine, engine
+from tests.services.engine import PROJECT, Engine
 
 pytestmark = pytest.mark.usefixtures("each_database")
-
-
-@pytest.fixture
-async def room(tmp_path: Path) -> AsyncIterator[Engine]:
-    async with engine(tmp_path) as made:
-        yield made
 
 
 async def claimed(room: Engine) -> Job:
